@@ -1,0 +1,161 @@
+"""Options, one frozen dataclass per concern; each is checked when it is made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from vqdistill.errors import InvalidInput
+
+KSUB = 16
+"""Codewords per subspace: codes have 4 bits, two to a byte, the width of one SIMD table look-up."""
+BLOCK_ROWS = 32
+"""Rows whose codes are interleaved for the scan: one AVX2 register of bytes."""
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def _require(ok: bool, name: str, got: Any, wanted: str) -> None:
+    if not ok:
+        raise InvalidInput(f"{name} must be {wanted}, got {got!r}")
+
+
+def _is_int(value: Any, low: int, high: int | None = None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What the index may keep in memory: bytes for each added vector, or bytes for the whole resident set."""
+
+    ram_bytes: int | None = None
+    """Everything resident: codes, list table, router, rotation, codewords. None = not bounded."""
+    bytes_per_vector: float | None = None
+    """What one more vector adds to memory; fixed parts are reported beside it. None = not bounded."""
+
+    def __post_init__(self) -> None:
+        given = (self.ram_bytes is not None) + (self.bytes_per_vector is not None)
+        _require(
+            given == 1,
+            "budget",
+            (self.ram_bytes, self.bytes_per_vector),
+            "exactly one of ram_bytes and bytes_per_vector",
+        )
+        value = self.ram_bytes if self.ram_bytes is not None else self.bytes_per_vector
+        _require(isinstance(value, (int, float)) and 0 < value < 2**63, "budget", value, "a positive number of bytes")
+
+    @classmethod
+    def parse(cls, text: str | Budget) -> Budget:
+        """Read "32B/vec" or "64MiB" (units B, KB, MB, GB, TB in powers of 1000; K, KiB, M, MiB, ... in powers of 1024).
+
+        Raises
+        ------
+        InvalidInput
+            If `text` is no such size.
+        """
+        if isinstance(text, Budget):
+            return text
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*(/\s*vec(?:tor)?)?\s*", str(text))
+        unit = _UNITS.get(found[2].lower()) if found else None
+        if found is None or unit is None:
+            raise InvalidInput(f'ram must be a size such as "32B/vec" or "64MiB", got {text!r}')
+        size = float(found[1]) * unit
+        return cls(bytes_per_vector=size) if found[3] else cls(ram_bytes=int(size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IvfPqConfig:
+    """Shape of a model: lists, subspaces, and what is coded."""
+
+    nlist: int
+    """Lists. More lists: fewer codes scanned at the same recall, more fixed bytes (4 d each) and routing work."""
+    m: int
+    """Codes a row, even; a row takes m / 2 bytes. More: better recall, a proportionally longer scan."""
+    codes: str = "additive"
+    """"additive": m codebooks of full dimension, whose sum stands for a row; most recall per byte, dearer look-up
+    tables (16 m d products a query) and encoding. "pq": rotation and m subspaces, as other engines have; l2 needs it."""
+    residual: bool | None = None
+    """Code x - coarse[list] (True) or x - mean (False). None: additive codes take residuals, whose list tells them 8
+    bits or more for nothing; product codes try both, and held-out queries decide. l2 codes the vector only."""
+    seed: int = 0
+    """Seed of every random choice in training the undistilled start."""
+
+    def __post_init__(self) -> None:
+        _require(_is_int(self.nlist, 1, 2**24), "nlist", self.nlist, "an integer in 1..2^24")
+        _require(_is_int(self.m, 2, 256) and self.m % 2 == 0, "m", self.m, "an even integer in 2..256")
+        _require(self.codes in ("additive", "pq"), "codes", self.codes, "additive or pq")
+        _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """How the query side of a model is trained. The defaults were chosen on held-out learn queries."""
+
+    seed: int = 0
+    """Seed of the split into training and held-out queries and of every batch."""
+    enabled: bool = True
+    """False stops after the undistilled start; the held-out queries then only choose that start."""
+    loss: str = "listnet"
+    """Name in distill.losses.LOSSES."""
+    depth: int = 200
+    """Teacher documents per query, all of them used. Fewer: cheaper, and worse in the tail (Distill-VQ, table 3)."""
+    random_docs: int = 1024
+    """Random documents shared by a batch; they keep far documents from creeping up. In-batch documents come on top."""
+    batch: int = 128
+    """Queries per step."""
+    steps: int = 120
+    """Steps of each stage at most; held-out recall has peaked before that on the development data."""
+    eval_every: int = 10
+    """Steps between looks at the held-out queries."""
+    patience: int = 4
+    """Looks without a gain after which a stage stops."""
+    list_length: float = 40.0
+    """Effective list length that the temperature is calibrated to. 10 to 100 differ by noise; T = 1 on unit vectors
+    loses most."""
+    codewords_rate: float = 0.025
+    """Adam step of codewords, as a share of their root mean square."""
+    rotation_rate: float = 0.006
+    """Adam step of the rotation, likewise. Larger steps outrun the codes."""
+    tables_rate: float = 0.005
+    """Adam step of the tables of additive codes, whose codes are frozen, likewise."""
+    router_rate: float = 0.02
+    """Adam step of the router, likewise."""
+    held_out: int = 1000
+    """Queries kept from training to decide between starts, stop early and guard, at most a fifth of all."""
+    train_bytes: int = 512 << 20
+    """Float32 bytes of the rows that training keeps in memory; larger corpora are sampled around the teacher's
+    lists."""
+
+    def __post_init__(self) -> None:
+        for name in ("depth", "batch", "steps", "eval_every", "patience", "held_out"):
+            _require(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive integer")
+        _require(_is_int(self.random_docs, 0), "random_docs", self.random_docs, "a non-negative integer")
+        _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
+        _require(_is_int(self.train_bytes, 1 << 20), "train_bytes", self.train_bytes, "at least 1 MiB")
+        _require(
+            1 < self.list_length <= self.depth,
+            "list_length",
+            self.list_length,
+            f"above 1 and at most depth {self.depth}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchParams:
+    """How one search trades work for recall."""
+
+    nprobe: int
+    """Lists visited per query, 1..nlist. Recall and scanned codes both grow with it. compile stores a calibrated
+    default."""
+    refine: int = 100
+    """Candidates (best by code) whose dense rows are read and scored exactly, at least k; 0 = codes only, no disk read.
+    100 reads at k = 10 is what the quality figures of the README use."""
+    threads: int = 1
+    """Threads over the queries of a call. Results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        _require(_is_int(self.nprobe, 1), "nprobe", self.nprobe, "a positive integer")
+        _require(_is_int(self.refine, 0), "refine", self.refine, "a non-negative integer")
+        _require(_is_int(self.threads, 1, 1024), "threads", self.threads, "an integer in 1..1024")

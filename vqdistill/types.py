@@ -1,0 +1,155 @@
+"""Values that cross module borders: metrics, facts of a source, blocks of rows, codes and hits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.errors import InvalidInput
+
+F32Rows = npt.NDArray[np.float32]
+"""(b, d) float32, C-contiguous."""
+
+
+class Metric(str, Enum):
+    """Similarity between a query and a document; larger is better. The values are stored in manifests: never rename."""
+
+    IP = "ip"
+    """Inner product <q, x>."""
+    COSINE = "cosine"
+    """Inner product of the vectors scaled to unit norm; zero vectors are refused."""
+    L2 = "l2"
+    """-||q - x||^2, the negative squared Euclidean distance."""
+
+    @classmethod
+    def parse(cls, value: str | Metric) -> Metric:
+        """Turn user input into a Metric.
+
+        Raises
+        ------
+        InvalidInput
+            If `value` is none of "ip", "cosine", "l2".
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            raise InvalidInput(f"metric must be one of ip, cosine, l2, got {value!r}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What planning knows of an embedding source; no rows are read for it."""
+
+    n: int
+    """Rows."""
+    dim: int
+    """Dimensions of a row."""
+    dtype: str
+    """NumPy name of the stored element type (also "bfloat16")."""
+    metric: Metric
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a source."""
+
+    start: int
+    """Row number of `rows[0]` in the source."""
+    rows: F32Rows
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Quantized rows, in the order of the rows."""
+
+    lists: npt.NDArray[np.int32]
+    """(b,) list of each row, in [0, nlist)."""
+    codes: npt.NDArray[np.uint8]
+    """(b, m) one 4-bit code a byte, in [0, ksub)."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Result of a search; unpacks as `scores, ids`."""
+
+    scores: npt.NDArray[np.float32]
+    """(q, k) similarities, best first; -inf where nothing was found."""
+    ids: npt.NDArray[Any]
+    """(q, k) external ids: int64 with -1 for missing, or str with "" for missing."""
+    rows: npt.NDArray[np.int64]
+    """(q, k) row numbers in the compiled source; -1 for missing."""
+    stats: dict[str, int] = field(default_factory=dict)
+    """Work done for the whole call: codes scanned, candidates, dense rows and bytes read."""
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        yield self.scores
+        yield self.ids
+
+
+def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
+    """Return `x` as finite (b, d) float32 rows, copying only when it must.
+
+    Parameters
+    ----------
+    x : (b, d) array-like of any real dtype (NumPy array, torch tensor on the CPU, nested list), or (d,) for one row
+    name : what messages call it
+    dim : wanted d, if known
+
+    Raises
+    ------
+    InvalidInput
+        If `x` is not two-dimensional, has no or another dimension than `dim`, is not real, or holds NaN or infinity.
+    """
+    if hasattr(x, "detach") and hasattr(x, "numpy"):
+        x = x.detach().float().numpy()
+    try:
+        rows = np.asarray(x)
+        if rows.ndim == 1 and dim is not None and rows.shape[0] == dim:
+            rows = rows[None]
+        if rows.dtype.kind not in "fiuV":
+            raise TypeError
+        out = np.ascontiguousarray(rows, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{name} must be real numbers of shape (rows, {dim or 'd'}), got {_shape_of(x)}") from None
+    if out.ndim != 2 or out.shape[1] == 0 or (dim is not None and out.shape[1] != dim):
+        raise InvalidInput(f"{name} must be of shape (rows, {dim or 'd'}), got {_shape_of(rows)}")
+    require_finite(out, name)
+    return out
+
+
+def require_finite(rows: F32Rows, name: str, start: int = 0) -> None:
+    """Refuse NaN and infinity, naming the first row (counted from `start`) that holds one."""
+    # A sum is finite whenever all addends are small enough, so most blocks pass in one cheap reduction.
+    if np.isfinite(rows.sum(dtype=np.float64)):
+        return
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if bad.size:
+        raise InvalidInput(
+            f"{name} row {start + int(bad[0])} holds NaN or infinity ({bad.size} such rows in this block)"
+        )
+
+
+def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
+    """Scale each row to unit Euclidean norm.
+
+    Raises
+    ------
+    InvalidInput
+        If a row is zero; the message names its number, counted from `start`.
+    """
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    zero = np.flatnonzero(norms == 0)
+    if zero.size:
+        raise InvalidInput(
+            f"{name} row {start + int(zero[0])} is a zero vector, which has no direction under metric cosine"
+        )
+    return np.asarray(rows / norms[:, None], dtype=np.float32)
+
+
+def _shape_of(x: Any) -> str:
+    return f"{getattr(x, 'shape', type(x).__name__)} {getattr(x, 'dtype', '')}".rstrip()
