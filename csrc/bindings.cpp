@@ -1,0 +1,317 @@
+// The Python module _native; the only file that knows pybind11. Functions check, allocate outputs, release the GIL,
+// call.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <system_error>
+#include <tuple>
+#include <utility>
+
+#include "dispatch.h"
+#include "ivf_search.h"
+#include "pack.h"
+
+namespace py = pybind11;
+
+namespace vqdistill {
+namespace {
+
+using Shape = std::vector<py::ssize_t>;
+constexpr py::ssize_t kAny = -1;
+
+std::string type_name(const py::handle& value) { return py::str(py::type::of(value).attr("__name__")); }
+
+std::string describe(const py::array& array) {
+    const std::string text = py::str("{} {}").format(array.attr("shape"), array.dtype());
+    return array.flags() & py::array::c_style ? text : text + " not C-contiguous";
+}
+
+bool shape_fits(const py::array& array, const Shape& shape) {
+    if (array.ndim() != static_cast<py::ssize_t>(shape.size())) return false;
+    for (std::size_t i = 0; i < shape.size(); ++i)
+        if (shape[i] != kAny && shape[i] != array.shape(static_cast<py::ssize_t>(i))) return false;
+    return true;
+}
+
+// A C-contiguous, aligned array of T; anything else is an error and not a silent copy. `wanted` is for the message.
+template <class T>
+class Array {
+public:
+    Array(const py::object& value, const char* name, const std::string& wanted, const Shape& shape) {
+        const std::string start = std::string(name) + " must be " + wanted + ", got ";
+        if (!py::isinstance<py::array>(value)) throw py::type_error(start + type_name(value));
+        array_ = py::reinterpret_borrow<py::array>(value);
+        if (!py::isinstance<py::array_t<T>>(value)) throw py::type_error(start + describe(array_));
+        const int needed = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+        if ((array_.flags() & needed) != needed)
+            throw py::type_error(start + "an array that is not contiguous and aligned");
+        if (!shape_fits(array_, shape)) throw py::value_error(start + describe(array_));
+    }
+    const T* data() const { return static_cast<const T*>(array_.data()); }
+    std::size_t size(int axis) const { return static_cast<std::size_t>(array_.shape(axis)); }
+    const py::array& array() const { return array_; }
+
+private:
+    py::array array_;
+};
+
+template <class T>
+py::array_t<T> empty(std::initializer_list<std::size_t> shape) {
+    return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
+}
+
+std::string number(std::size_t value) { return std::to_string(value); }
+
+[[noreturn]] void refuse(const std::string& name, const std::string& wanted, const std::string& got) {
+    throw py::value_error(name + " must be " + wanted + ", got " + got);
+}
+
+std::size_t in_range(const char* name, py::ssize_t value, py::ssize_t low, py::ssize_t high) {
+    if (value < low || value > high)
+        refuse(name, "in " + std::to_string(low) + ".." + std::to_string(high), std::to_string(value));
+    return static_cast<std::size_t>(value);
+}
+
+Metric parse_metric(const std::string& text) {
+    if (text == "ip") return Metric::ip;
+    if (text == "l2") return Metric::l2;
+    refuse("metric", "ip or l2", text);
+}
+
+DenseDtype parse_dense_dtype(const std::string& text) {
+    if (text == "f32") return DenseDtype::f32;
+    if (text == "f16") return DenseDtype::f16;
+    if (text == "i8") return DenseDtype::i8;
+    if (text == "none") return DenseDtype::none;
+    refuse("dense_dtype", "one of f32, f16, i8, none", text);
+}
+
+std::size_t require_m(std::size_t m) {
+    if (m == 0 || m % 2 != 0 || m > kMaxM) refuse("m", "even and in 2..256", number(m));
+    return m;
+}
+
+// An index is checked before it comes here; this only keeps a mistake in Python from reading foreign memory.
+void require_offsets(const Array<std::int64_t>& offsets) {
+    const std::int64_t* begin = offsets.data();
+    const std::int64_t* end = begin + offsets.size(0);
+    if (*begin != 0 || !std::is_sorted(begin, end)) refuse("list_offsets", "(nlist + 1,) rising from 0", "others");
+}
+
+class Engine {
+public:
+    Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
+           const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
+           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype)
+        : mean_(mean, "mean", "(d,) float32", {kAny}),
+          codewords_(codewords, "codewords", "(m, 16, dsub) float32", {kAny, kSub, kAny}),
+          offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
+          router_(router, "router", "(nlist, d) float32", {rows(offsets_) - 1, rows(mean_)}),
+          coarse_(coarse, "coarse", "(nlist, d) float32", {rows(router_), rows(mean_)}),
+          rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
+          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, rows(codewords_) / 2, kBlockRows}),
+          search_(view(parse_metric(metric), residual), tier(dense_fd, dense_offset, dense_dtype)) {}
+
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, py::ssize_t refine,
+                     py::ssize_t threads) const {
+        const std::size_t d = search_.index().d;
+        const Array<float> x(queries, "queries", "(q, " + number(d) + ") float32", {kAny, rows(mean_)});
+        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX), in_range("nprobe", nprobe, 1, rows(router_)),
+                                    in_range("refine", refine, 0, PY_SSIZE_T_MAX),
+                                    in_range("threads", threads, 1, 1024)};
+        if (options.refine > 0 && !search_.dense().available())
+            refuse("refine", "0 without dense rows", number(options.refine));
+        py::array_t<float> scores = empty<float>({x.size(0), options.k});
+        py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.k});
+        SearchStats stats;
+        float* const scores_out = scores.mutable_data();
+        std::int64_t* const positions_out = positions.mutable_data();
+        {
+            const py::gil_scoped_release release;
+            stats = search_.search(x.data(), x.size(0), options, scores_out, positions_out);
+        }
+        const std::int64_t counts[] = {stats.lists, stats.codes, stats.candidates, stats.dense_rows, stats.dense_bytes};
+        return py::make_tuple(scores, positions, py::array_t<std::int64_t>(5, counts));
+    }
+
+private:
+    template <class T>
+    static py::ssize_t rows(const Array<T>& array) {
+        return array.array().shape(0);
+    }
+
+    IndexView view(Metric metric, bool residual) const {
+        if (offsets_.size(0) < 2) refuse("list_offsets", "(nlist + 1,) with nlist >= 1", describe(offsets_.array()));
+        if (mean_.size(0) == 0 || codewords_.size(2) == 0) refuse("d and dsub", "positive", "0");
+        if (residual && metric == Metric::l2) refuse("residual", "False for metric l2", "True");
+        require_offsets(offsets_);
+        require_rotation(metric);
+        IndexView view{metric,
+                       residual,
+                       router_.size(0),
+                       mean_.size(0),
+                       require_m(codewords_.size(0)),
+                       codewords_.size(2),
+                       offsets_.data(),
+                       router_.data(),
+                       coarse_.data(),
+                       mean_.data(),
+                       additive() ? nullptr : rotation_.data(),
+                       codewords_.data(),
+                       packed_.data()};
+        if (packed_.size(0) != block_count(view.n()))
+            refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
+        return view;
+    }
+
+    bool additive() const { return rotation_.size(0) == 0; }
+
+    void require_rotation(Metric metric) const {
+        if (additive() && (codewords_.size(2) != mean_.size(0) || metric == Metric::l2))
+            refuse("additive codewords", "(m, 16, d) for metric ip", describe(codewords_.array()));
+        if (!additive() && rotation_.size(0) != codewords_.size(0) * codewords_.size(2))
+            refuse("rotation", "(m * dsub, d), or (0, d) for additive codes", describe(rotation_.array()));
+    }
+
+    DiskTier tier(int fd, std::int64_t offset, const std::string& dtype_text) const {
+        const DenseDtype dtype = parse_dense_dtype(dtype_text);
+        if (dtype != DenseDtype::none && fd < 0) refuse("dense_fd", "an open file descriptor", std::to_string(fd));
+        if (offset < 0) refuse("dense_offset", "at least 0", std::to_string(offset));
+        return DiskTier(fd, static_cast<std::uint64_t>(offset), dtype, mean_.size(0));
+    }
+
+    // The arrays keep alive what search_ points at.
+    Array<float> mean_, codewords_;
+    Array<std::int64_t> offsets_;
+    Array<float> router_, coarse_, rotation_;
+    Array<std::uint8_t> packed_;
+    IvfSearch search_;
+};
+
+py::array_t<std::uint8_t> py_pack_codes(const py::object& codes) {
+    const Array<std::uint8_t> in(codes, "codes", "(n, m) uint8", {kAny, kAny});
+    const std::size_t n = in.size(0), m = require_m(in.size(1));
+    py::array_t<std::uint8_t> packed = empty<std::uint8_t>({block_count(n), m / 2, kBlockRows});
+    std::uint8_t* const out = packed.mutable_data();
+    bool ok = false;
+    {
+        const py::gil_scoped_release release;
+        ok = pack_codes(in.data(), n, m, out);
+    }
+    if (!ok) throw py::value_error("codes must be below 16, got larger ones");
+    return packed;
+}
+
+py::array_t<std::uint8_t> py_unpack_codes(const py::object& packed, py::ssize_t n) {
+    const Array<std::uint8_t> in(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows});
+    const std::size_t rows = in_range("n", n, 0, static_cast<py::ssize_t>(in.size(0) * kBlockRows));
+    const std::size_t m = require_m(2 * in.size(1));
+    py::array_t<std::uint8_t> codes = empty<std::uint8_t>({rows, m});
+    std::uint8_t* const out = codes.mutable_data();
+    const py::gil_scoped_release release;
+    unpack_codes(in.data(), rows, m, out);
+    return codes;
+}
+
+// The functions below expose single slots of the table to the tests.
+
+py::tuple py_scan_pq4(const std::string& level, const py::object& packed, const py::object& tables, int threshold) {
+    const Array<std::uint8_t> blocks(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows});
+    const std::size_t m = require_m(2 * blocks.size(1));
+    const Array<std::uint8_t> lut(tables, "tables", "(m, 16) uint8", {static_cast<py::ssize_t>(m), kSub});
+    in_range("threshold", threshold, 0, kMaxSum + 1);
+    std::vector<ScanHit> hits(blocks.size(0) * kBlockRows);
+    const ScanResult done =
+        find_kernels(level).scan_pq4(blocks.data(), blocks.size(0), m, lut.data(), threshold, hits.data(), hits.size());
+    py::array_t<std::int64_t> rows = empty<std::int64_t>({done.hits}), sums = empty<std::int64_t>({done.hits});
+    for (std::size_t i = 0; i < done.hits; ++i) {
+        rows.mutable_data()[i] = hits[i].row;
+        sums.mutable_data()[i] = hits[i].sum;
+    }
+    return py::make_tuple(rows, sums);
+}
+
+py::tuple py_quantize_tables(const std::string& level, const py::object& lut) {
+    const Array<float> in(lut, "lut", "(m, 16) float32", {kAny, kSub});
+    py::array_t<std::uint8_t> tables = empty<std::uint8_t>({require_m(in.size(0)), kSub});
+    const TableScale scale = find_kernels(level).quantize_tables(in.data(), in.size(0), tables.mutable_data());
+    return py::make_tuple(tables, scale.bias, scale.step);
+}
+
+py::array_t<float> py_pq_tables(const std::string& level, const py::object& rotated, const py::object& words_t,
+                                const py::object& init) {
+    const Array<float> words(words_t, "words_t", "(m, dsub, 16) float32", {kAny, kAny, kSub});
+    const py::ssize_t m = words.array().shape(0), dsub = words.array().shape(1);
+    const Array<float> x(rotated, "rotated", "(m * dsub,) float32", {m * dsub});
+    const Array<float> start(init, "init", "(m, 16) float32", {m, kSub});
+    py::array_t<float> lut = empty<float>({words.size(0), kSub});
+    find_kernels(level).pq_tables(x.data(), words.data(), start.data(), words.size(0), words.size(1),
+                                  lut.mutable_data());
+    return lut;
+}
+
+py::array_t<float> py_gemm_nt(const std::string& level, const py::object& a, const py::object& b) {
+    const Array<float> x(a, "a", "(na, d) float32", {kAny, kAny});
+    const Array<float> y(b, "b", "(nb, d) float32", {kAny, x.array().shape(1)});
+    py::array_t<float> c = empty<float>({x.size(0), y.size(0)});
+    find_kernels(level).gemm_nt(x.data(), x.size(0), y.data(), y.size(0), x.size(1), c.mutable_data());
+    return c;
+}
+
+py::array_t<float> py_dense_scores(const std::string& level, const std::string& metric, const std::string& dtype,
+                                   const py::object& query, const py::object& rows) {
+    const Array<float> q(query, "query", "(d,) float32", {kAny});
+    const DenseDtype type = parse_dense_dtype(dtype);
+    const std::size_t stride = dense_stride(type, q.size(0));
+    const Array<std::uint8_t> bytes(rows, "rows", "(b, " + number(stride) + ") uint8",
+                                    {kAny, static_cast<py::ssize_t>(stride)});
+    const DenseScore score = dense_score(find_kernels(level), type, parse_metric(metric));
+    py::array_t<float> scores = empty<float>({bytes.size(0)});
+    for (std::size_t i = 0; i < bytes.size(0); ++i)
+        scores.mutable_data()[i] = score(q.data(), bytes.data() + i * stride, q.size(0));
+    return scores;
+}
+
+void set_os_error(std::exception_ptr failure) {
+    try {
+        if (failure) std::rethrow_exception(failure);
+    } catch (const std::system_error& error) {
+        const py::object value =
+            py::reinterpret_steal<py::object>(Py_BuildValue("(is)", error.code().value(), error.what()));
+        PyErr_SetObject(PyExc_OSError, value.ptr());
+    }
+}
+
+}  // namespace
+}  // namespace vqdistill
+
+PYBIND11_MODULE(_native, module) {
+    using namespace vqdistill;
+    using py::arg;
+    module.doc() = "Search engine and kernels in C++; _native.pyi is its contract.";
+    active_kernels();  // a wrong VQDISTILL_CPU is an error of the import
+    py::register_local_exception_translator(set_os_error);
+
+    module.def("cpu_level", [] { return active_kernels().name; });
+    module.def("available_levels", available_levels);
+    module.def("pack_codes", py_pack_codes, arg("codes"));
+    module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
+    module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("threshold"));
+    module.def("quantize_tables", py_quantize_tables, arg("level"), arg("lut"));
+    module.def("pq_tables", py_pq_tables, arg("level"), arg("rotated"), arg("words_t"), arg("init"));
+    module.def("gemm_nt", py_gemm_nt, arg("level"), arg("a"), arg("b"));
+    module.def("dense_scores", py_dense_scores, arg("level"), arg("metric"), arg("dtype"), arg("query"), arg("rows"));
+
+    py::class_<Engine>(module, "Engine")
+        .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
+                      const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
+                      const std::string&>(),
+             py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
+             arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
+             arg("dense_offset") = 0, arg("dense_dtype") = "none")
+        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("refine"),
+             arg("threads"));
+}

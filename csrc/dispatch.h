@@ -1,0 +1,85 @@
+// The table of kernels, one constant per CPU level, and the choice among them.
+//
+// To add a level (AVX-512, NEON): write kernels_<level>.cpp with one `extern const Kernels` and add its line to kLevels
+// in dispatch.cpp and to the sources in setup.py. A level without its own version of a slot points at the scalar one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common.h"
+
+namespace vqdistill {
+
+// A row that passed the threshold of a scan.
+struct ScanHit {
+    std::uint32_t row;  // counted from the first row of the first block
+    std::uint32_t sum;
+};
+
+struct ScanResult {
+    std::size_t blocks;  // scanned, counted from the first
+    std::size_t hits;    // written
+};
+
+// How 8-bit tables stand for float ones: lut[j][k] ~ lo_j + step * table[j][k], with bias = sum_j lo_j.
+struct TableScale {
+    double bias;
+    float step;
+};
+
+// Score of one dense row as it is stored on disk; larger is better. `row` needs no alignment.
+using DenseScore = float (*)(const float* query, const std::uint8_t* row, std::size_t d) noexcept;
+
+// All pointers may be unaligned beyond their element type; nothing is read or written outside the stated shapes.
+// Kernels do not allocate, throw or print. The result for one query, row or block does not depend on what else is in
+// the call.
+struct Kernels {
+    const char* name;
+
+    // Scans blocks of 4-bit codes for rows whose sum of table entries is >= threshold, in row order.
+    //   packed (nblocks, m/2, 32): byte [b][p][r] holds the code of row r for subspace 2p in its low 4 bits, 2p+1 above
+    //   tables (m, 16), with max(tables[2p]) + max(tables[2p+1]) <= 255 for all p: pairs are added in bytes, and 128
+    //   pairs stay below 2^15;   threshold in [0, kMaxSum + 1];   hits: at least 32 places
+    // Stops before the block that might not find 32 free places. Integer: all levels agree bit for bit.
+    ScanResult (*scan_pq4)(const std::uint8_t* packed, std::size_t nblocks, std::size_t m, const std::uint8_t* tables,
+                           int threshold, ScanHit* hits, std::size_t places) noexcept;
+
+    // Turns float tables lut (m, 16) of one query into bytes (m, 16), m even, <= kMaxM:
+    //   lo_j = min lut[j], range_j = max lut[j] - lo_j, step = max_p(range_2p + range_2p+1) / 254,
+    //   table[j][k] = rint((lut[j][k] - lo_j) / step)
+    // 254 and not 255, because rounding can add 1/2 to each of a pair. Error: |lut - (lo + step * table)| <= step / 2
+    // an entry, <= m * step / 2 a sum, and about sqrt(m / 12) * step when rounding errors are independent. A step too
+    // small to be inverted counts as 0. If anything overflows, tables are 0 and bias is NaN. All levels agree bit for
+    // bit.
+    TableScale (*quantize_tables)(const float* lut, std::size_t m, std::uint8_t* tables) noexcept;
+
+    // Tables of one query for product codes: lut[j][k] = init[j][k] + <rotated[j*dsub ..], codeword k of subspace j>.
+    //   rotated (m*dsub);  words_t (m, dsub, 16) codewords with k innermost;  init (m, 16);  lut (m, 16)
+    // |error| <= 2 (dsub + 1) eps (|init| + sum |terms|), eps = 2^-24.
+    void (*pq_tables)(const float* rotated, const float* words_t, const float* init, std::size_t m, std::size_t dsub,
+                      float* lut) noexcept;
+
+    // c[i][j] = <a_i, b_j> for a (na, d), b (nb, d), c (na, nb). Each element is computed in the same order of
+    // operations whatever na and nb. |error| <= 2 (d/8 + 8) eps sum |terms|, as for the dense scores below.
+    void (*gemm_nt)(const float* a, std::size_t na, const float* b, std::size_t nb, std::size_t d, float* c) noexcept;
+
+    // Dense rows: f32 d floats; f16 d halves; i8 one float scale, then d signed bytes, x = scale * byte.
+    // dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.
+    DenseScore dot_f32, dot_f16, dot_i8;
+    DenseScore l2_f32, l2_f16, l2_i8;
+};
+
+// Levels that this machine can run, slowest first.
+std::vector<std::string> available_levels();
+
+// REQUIRES nothing. Throws std::invalid_argument with a sentence if `level` is unknown or cannot run here.
+const Kernels& find_kernels(const std::string& level);
+
+// The level in use: the best one, or what the environment variable VQDISTILL_CPU names. Chosen at the first call, which
+// throws as find_kernels does.
+const Kernels& active_kernels();
+
+}  // namespace vqdistill

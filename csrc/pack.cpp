@@ -1,0 +1,29 @@
+#include "pack.h"
+
+#include <cstring>
+
+namespace vqdistill {
+
+bool pack_codes(const std::uint8_t* codes, std::size_t n, std::size_t m, std::uint8_t* packed) noexcept {
+    std::memset(packed, 0, block_count(n) * (m / 2) * kBlockRows);
+    std::uint8_t all_bits = 0;
+    for (std::size_t row = 0; row < n; ++row, codes += m) {
+        std::uint8_t* out = packed + row / kBlockRows * (m / 2) * kBlockRows + row % kBlockRows;
+        for (std::size_t p = 0; p < m / 2; ++p) {
+            all_bits |= codes[2 * p] | codes[2 * p + 1];
+            out[p * kBlockRows] = static_cast<std::uint8_t>(codes[2 * p] | codes[2 * p + 1] << 4);
+        }
+    }
+    return all_bits < kSub;
+}
+
+void unpack_codes(const std::uint8_t* packed, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept {
+    for (std::size_t row = 0; row < n; ++row)
+        for (std::size_t p = 0; p < m / 2; ++p) {
+            const std::uint8_t pair = pair_at(packed, m, row, p);
+            *codes++ = pair & 15;
+            *codes++ = pair >> 4;
+        }
+}
+
+}  // namespace vqdistill

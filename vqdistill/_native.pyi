@@ -1,0 +1,146 @@
+"""Search engine and kernels in C++: the written contract of csrc/.
+
+Arrays must be C-contiguous and aligned, of exactly the dtype named; nothing is converted. A wrong type or dtype raises
+TypeError, a wrong shape or value ValueError; the sentence names the argument, what was got and what was wanted.
+
+The import raises ImportError if the environment variable VQDISTILL_CPU names a CPU level that is unknown or cannot run.
+"""
+
+from typing import Literal, final
+
+import numpy as np
+import numpy.typing as npt
+
+_F32 = npt.NDArray[np.float32]
+_U8 = npt.NDArray[np.uint8]
+_I64 = npt.NDArray[np.int64]
+
+def cpu_level() -> str:
+    """Return the CPU level in use: the best available one, or what VQDISTILL_CPU names."""
+
+def available_levels() -> list[str]:
+    """Return the levels that this machine can run, slowest first."""
+
+def pack_codes(codes: _U8) -> _U8:
+    """Interleave codes in blocks of 32 rows, as the scan reads them.
+
+    Parameters
+    ----------
+    codes : (n, m) uint8, one code below 16 a byte; m even, 2..256
+
+    Returns
+    -------
+    (ceil(n / 32), m // 2, 32) uint8: byte [b, p, r] = codes[32b + r, 2p] | codes[32b + r, 2p + 1] << 4; padding is 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        As above, or if a code is 16 or more.
+    """
+
+def unpack_codes(packed: _U8, n: int) -> _U8:
+    """Undo `pack_codes`: the first `n` rows of packed (nblocks, m // 2, 32) as (n, m) uint8."""
+
+def scan_pq4(level: str, packed: _U8, tables: _U8, threshold: int) -> tuple[_I64, _I64]:
+    """Return rows, in order, and sums of all rows whose table entries add up to at least `threshold`; for tests.
+
+    Parameters
+    ----------
+    level : one of `available_levels()`
+    packed : (nblocks, m // 2, 32) uint8
+    tables : (m, 16) uint8 with tables[2p].max() + tables[2p + 1].max() <= 255
+    threshold : 0..32641
+    """
+
+def quantize_tables(level: str, lut: _F32) -> tuple[_U8, float, float]:
+    """Return tables (m, 16) uint8, bias = sum of lut[j].min(), and step with lut ~ min + step * table; for tests."""
+
+def pq_tables(level: str, rotated: _F32, words_t: _F32, init: _F32) -> _F32:
+    """Return lut (m, 16) = init (m, 16) + products of rotated (m * dsub,) with words_t (m, dsub, 16); for tests."""
+
+def gemm_nt(level: str, a: _F32, b: _F32) -> _F32:
+    """Return a (na, d) @ b (nb, d).T; for tests."""
+
+def dense_scores(
+    level: str, metric: Literal["ip", "l2"], dtype: Literal["f32", "f16", "i8"], query: _F32, rows: _U8
+) -> _F32:
+    """Return the exact scores of dense rows as they are stored: query (d,), rows (b, stride) -> (b,); for tests.
+
+    A row takes 4 d bytes (f32), 2 d (f16) or 4 + d (i8: one float32 scale, then d int8).
+    """
+
+@final
+class Engine:
+    """Searches the resident arrays of one index; safe under concurrent calls, which run outside the GIL.
+
+    It keeps references to the arrays, which must not be changed. Their contents are not checked beyond what keeps a
+    mistake from reading foreign memory.
+
+    Parameters
+    ----------
+    metric : of prepared vectors; cosine is "ip" on unit rows
+    residual : whether the term of list l is <q, coarse[l]> instead of <q, mean>; not with "l2"
+    list_offsets : (nlist + 1,) int64, rising from 0 to n; list l = positions list_offsets[l] .. list_offsets[l + 1]
+    router : (nlist, d) float32; lists are visited by <q, router[l]>, or 2 <q, router[l]> - |router[l]|^2 for l2
+    coarse : (nlist, d) float32
+    mean : (d,) float32
+    rotation : (m * dsub, d) float32; (0, d) for additive codes, not with "l2"
+    codewords : (m, 16, dsub) float32; dsub = d for additive codes
+    packed : (ceil(n / 32), m // 2, 32) uint8, all rows in list order
+    dense_fd : open file of the dense rows: position p starts at dense_offset + p * stride (see `dense_scores`). Not
+        owned: keep it open as long as the engine searches.
+    dense_offset : bytes before the first row
+    dense_dtype : "none" if there are no dense rows
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong dtype, shape or value.
+    """
+
+    def __init__(
+        self,
+        *,
+        metric: Literal["ip", "l2"],
+        residual: bool,
+        list_offsets: _I64,
+        router: _F32,
+        coarse: _F32,
+        mean: _F32,
+        rotation: _F32,
+        codewords: _F32,
+        packed: _U8,
+        dense_fd: int = -1,
+        dense_offset: int = 0,
+        dense_dtype: str = "none",
+    ) -> None: ...
+    def search(
+        self, queries: _F32, *, k: int, nprobe: int, refine: int, threads: int
+    ) -> tuple[_F32, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Find the k best rows of each query.
+
+        Parameters
+        ----------
+        queries : (q, d) float32, prepared
+        k : results a query, at least 1
+        nprobe : lists visited a query, 1..nlist; lists that tie go by lower number
+        refine : 0 = scores of the codes: the best k + k // 8 + 16 rows by 8-bit tables are scored again with the float
+            tables. Otherwise the best max(refine, k) rows by 8-bit tables are read from disk and scored exactly.
+        threads : 1..1024, over the queries
+
+        Returns
+        -------
+        scores : (q, k) float32, best first; -inf where nothing was found
+        positions : (q, k) int64; -1 where nothing was found; equal scores go by lower position
+        stats : (5,) int64, sums over the call: lists probed, codes scanned, candidates, dense rows and bytes read
+
+        A row whose score is NaN or -inf is not found. Results depend on the query, k, nprobe and refine, not on
+        threads or what else is in the call.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong dtype, shape or value, or refine is positive without dense rows.
+        OSError
+            If reading dense rows fails; errno says why. EIO if the file ends before a row.
+        """

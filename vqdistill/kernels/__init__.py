@@ -1,0 +1,8 @@
+"""The one fast path per operation on codes, the engine that searches them, and the CPU level that serves both.
+
+Training kernels (Numba) are imported from `vqdistill.kernels.jit`, so that opening and searching do not load Numba.
+"""
+
+from vqdistill._native import Engine, available_levels, cpu_level, pack_codes, unpack_codes
+
+__all__ = ["Engine", "available_levels", "cpu_level", "pack_codes", "unpack_codes"]

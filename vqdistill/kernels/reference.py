@@ -1,0 +1,181 @@
+"""NumPy definition of every search kernel and of the whole search: slow, obvious, and what the tests compare with.
+
+Integer kernels and quantization equal the native ones bit for bit. Float kernels are computed in float64 here, so that
+the native ones can be held to an error budget; where all intermediate results are exact (small integers), the search is
+equal bit for bit, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.config import BLOCK_ROWS, KSUB
+
+F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+I64 = npt.NDArray[np.int64]
+
+MAX_PAIR_SUM = 255
+"""Bound of tables[2p].max() + tables[2p + 1].max(), which the scan adds in one byte."""
+
+
+def pack_codes(codes: U8) -> U8:
+    """Interleave codes (n, m) uint8 in blocks of 32 rows -> (ceil(n / 32), m // 2, 32) uint8."""
+    n, m = codes.shape
+    padded = np.zeros((-(-n // BLOCK_ROWS) * BLOCK_ROWS, m), np.uint8)
+    padded[:n] = codes
+    pairs = padded[:, 0::2] | padded[:, 1::2] << 4
+    return np.ascontiguousarray(pairs.reshape(-1, BLOCK_ROWS, m // 2).transpose(0, 2, 1))
+
+
+def unpack_codes(packed: U8, n: int) -> U8:
+    """Undo `pack_codes` for the first `n` rows -> (n, m) uint8."""
+    nblocks, half_m, _ = packed.shape
+    pairs = packed.transpose(0, 2, 1).reshape(nblocks * BLOCK_ROWS, half_m)
+    return np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(pairs), 2 * half_m)[:n]
+
+
+def scan_sums(packed: U8, tables: U8) -> I64:
+    """Sum of table entries (m, 16) of each row, padding rows included -> (nblocks * 32,) int64."""
+    codes = unpack_codes(packed, len(packed) * BLOCK_ROWS)
+    return np.asarray(tables[np.arange(codes.shape[1]), codes].sum(axis=1, dtype=np.int64))
+
+
+def quantize_tables(lut: F32) -> tuple[U8, float, float]:
+    """Turn float tables (m, 16) into bytes, with one step for all subspaces and one offset each.
+
+    Returns
+    -------
+    tables : (m, 16) uint8; neighbouring subspaces add up to 255 at most
+    bias : sum of the offsets
+    step : what one unit of a table is worth; lut differs from offset + step * table by at most step / 2
+    """
+    low = lut.min(axis=1)
+    span = lut.max(axis=1) - low
+    widest = (span[0::2] + span[1::2]).max()
+    if not np.isfinite(widest):
+        return np.zeros(lut.shape, np.uint8), np.nan, 0.0
+    top = np.float32(MAX_PAIR_SUM - 1)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = top / widest
+    if not np.isfinite(inverse):
+        return np.zeros(lut.shape, np.uint8), float(low.sum(dtype=np.float64)), 0.0
+    tables = np.rint((lut - low[:, None]) * inverse).astype(np.uint8)
+    return tables, float(low.sum(dtype=np.float64)), float(widest / top)
+
+
+def pq_tables(rotated: F32, codewords: F32, init: F32) -> F64:
+    """Products of rotated (m * dsub,) with codewords (m, 16, dsub), on top of init (m, 16) -> (m, 16) float64."""
+    m, _, dsub = codewords.shape
+    products = np.einsum("jt,jkt->jk", rotated.reshape(m, dsub).astype(np.float64), codewords.astype(np.float64))
+    return np.asarray(init + products)
+
+
+def gemm_nt(a: F32, b: F32) -> F64:
+    """Product of a (na, d) with the transpose of b (nb, d) -> (na, nb) float64."""
+    return np.asarray(a.astype(np.float64) @ b.astype(np.float64).T)
+
+
+def decode_dense(dtype: str, rows: U8) -> F64:
+    """Read stored dense rows (b, stride) uint8 of dtype f32, f16 or i8 -> (b, d) float64."""
+    if dtype == "i8":
+        scales = np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float64)
+        return np.asarray(scales * rows[:, 4:].view(np.int8))
+    return rows.view({"f32": "<f4", "f16": "<f2"}[dtype]).astype(np.float64)
+
+
+def dense_scores(metric: str, dtype: str, query: F32, rows: U8) -> F64:
+    """Exact scores of stored dense rows (b, stride) uint8 -> (b,) float64: <q, x>, or -|q - x|^2."""
+    x, q = decode_dense(dtype, rows), query.astype(np.float64)
+    return np.asarray(x @ q if metric == "ip" else -((q - x) ** 2).sum(axis=1))
+
+
+def order_of(scores: npt.NDArray[np.floating], ids: I64) -> npt.NDArray[np.intp]:
+    """Order of results: higher score first, then lower id; what is NaN or -inf is left out."""
+    order = np.lexsort((ids, -scores))
+    return order[scores[order] > -np.inf]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEngine:
+    """What `vqdistill._native.Engine` computes, one query after the other; same arrays, dense rows as an array."""
+
+    metric: str
+    residual: bool
+    list_offsets: I64
+    router: F32
+    coarse: F32
+    mean: F32
+    rotation: F32
+    """(m * dsub, d); (0, d) for additive codes"""
+    codewords: F32
+    """(m, 16, dsub); dsub = d for additive codes"""
+    packed: U8
+    dense_dtype: str = "none"
+    dense: U8 | None = None
+    """(n, stride) uint8, as stored."""
+
+    def route(self, query: F32, nprobe: int) -> tuple[I64, F32]:
+        """Return the nprobe best lists for query (d,), best first, and their routing scores."""
+        scores = gemm_nt(query[None], self.router)[0]
+        if self.metric == "l2":
+            scores = 2 * scores - (self.router.astype(np.float64) ** 2).sum(axis=1)
+        scores32 = scores.astype(np.float32)
+        order = order_of(scores32, np.arange(len(self.router)))[:nprobe]
+        return order.astype(np.int64), scores32[order]
+
+    def lut(self, query: F32) -> F32:
+        """Return the float tables (m, 16) of query (d,)."""
+        words = self.codewords.astype(np.float64)
+        init = np.zeros((len(words), KSUB), np.float32)
+        x = query
+        if self.metric == "l2":
+            x, init = 2 * (query - self.mean), -(words**2).sum(axis=2).astype(np.float32)
+        if len(self.rotation) == 0:
+            return np.asarray(words @ query, dtype=np.float32)
+        return pq_tables(gemm_nt(x[None], self.rotation)[0].astype(np.float32), self.codewords, init).astype(np.float32)
+
+    def terms(self, query: F32, lists: I64) -> F64:
+        """Return what all rows of a list have in common, for each of `lists`."""
+        if self.residual:
+            return np.asarray(gemm_nt(query[None], self.coarse[lists])[0])
+        q = query.astype(np.float64)
+        term = q @ self.mean if self.metric == "ip" else -((q - self.mean) ** 2).sum()
+        return np.full(len(lists), term)
+
+    def code_scores(self, query: F32) -> F64:
+        """Return the score of every position by its code and the float tables, without any cut -> (n,) float64."""
+        n, nlist = int(self.list_offsets[-1]), len(self.router)
+        codes = unpack_codes(self.packed, n)
+        sums = self.lut(query).astype(np.float64)[np.arange(codes.shape[1]), codes].sum(axis=1)
+        return np.asarray(sums + np.repeat(self.terms(query, np.arange(nlist)), np.diff(self.list_offsets)))
+
+    def candidates(self, query: F32, nprobe: int, count: int) -> I64:
+        """Return the `count` best positions of the probed lists by 8-bit tables, best first."""
+        tables, bias, step = quantize_tables(self.lut(query))
+        sums = scan_sums(self.packed, tables).astype(np.float32)
+        lists, _ = self.route(query, nprobe)
+        spans = [np.arange(self.list_offsets[i], self.list_offsets[i + 1]) for i in lists]
+        positions = np.concatenate([*spans, np.zeros(0, np.int64)])
+        bases = (bias + self.terms(query, lists).astype(np.float32)).astype(np.float32)
+        scores = np.repeat(bases, [len(span) for span in spans]) + np.float32(step) * sums[positions]
+        return np.asarray(positions[order_of(scores, positions)[:count]])
+
+    def search(self, queries: F32, *, k: int, nprobe: int, refine: int) -> tuple[F32, I64]:
+        """Return scores (q, k) and positions (q, k), as `Engine.search` does."""
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        positions = np.full((len(queries), k), -1, np.int64)
+        for i, query in enumerate(queries):
+            found = self.candidates(query, nprobe, max(refine, k) if refine else k + k // 8 + 16)
+            exact = (self._dense_scores(query, found) if refine else self.code_scores(query)[found]).astype(np.float32)
+            best = order_of(exact, found)[:k]
+            scores[i, : len(best)], positions[i, : len(best)] = exact[best], found[best]
+        return scores, positions
+
+    def _dense_scores(self, query: F32, positions: I64) -> F64:
+        assert self.dense is not None
+        return dense_scores(self.metric, self.dense_dtype, query, self.dense[positions])
