@@ -1,0 +1,1 @@
+"""Embedding files, relevance and teachers: everything that training and compilation read."""

@@ -1,0 +1,160 @@
+"""From a path to what it holds: one file, one array of a container, or the shards of a folder or glob."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from vqdistill.data.containers import Container, NpzContainer, SafetensorsContainer
+from vqdistill.data.flat import BINS, READ_ERRORS, VECS, open_bin, open_npy, open_vecs
+from vqdistill.data.hdf5 import Hdf5Container
+from vqdistill.data.ids import Piece
+from vqdistill.data.parquet import ParquetContainer
+from vqdistill.data.shards import ShardTable
+from vqdistill.data.tables import Table, choose_key
+from vqdistill.errors import InvalidInput
+
+_CONTAINERS: dict[str, Callable[[Path], Container]] = {
+    ".npz": NpzContainer,
+    ".h5": Hdf5Container,
+    ".hdf5": Hdf5Container,
+    ".parquet": ParquetContainer,
+    ".safetensors": SafetensorsContainer,
+}
+_FLAT: dict[str, Callable[[Path], Table]] = {".npy": open_npy}
+_FLAT |= dict.fromkeys(VECS, open_vecs) | dict.fromkeys(BINS, open_bin)
+SUFFIXES = (*_FLAT, *_CONTAINERS)
+"""File name endings that can be read."""
+CONTAINER_SUFFIXES = tuple(_CONTAINERS)
+"""Those of files that hold several named arrays."""
+
+
+def resolve(text: str) -> tuple[list[Path], str | None]:
+    """Split `FILE[:key]`, `FOLDER[:key]` or `GLOB[:key]` at a colon whose left side exists.
+
+    Raises
+    ------
+    InvalidInput
+        If nothing of that name exists.
+    """
+    front, colon, key = text.rpartition(":")
+    for name, part in ((text, None), (front, key)) if colon and front else ((text, None),):
+        if _exists(name):
+            return [Path(name)], part
+        found = sorted(glob.glob(name)) if glob.has_magic(name) else []
+        if found:
+            return [Path(path) for path in found], part
+    raise InvalidInput(f"no such file or folder: {text}")
+
+
+def open_path(text: str, prefer: tuple[str, ...]) -> tuple[Table, list[Container]]:
+    """Open the table that a path names.
+
+    Parameters
+    ----------
+    text : path, with `:key` for one array of a container; a folder or glob pattern stands for all shards in it
+    prefer : names looked for when there is no key
+
+    Returns
+    -------
+    table : all rows
+    containers : files that it is in: none for files of one array, one for each shard
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such thing, or it is damaged, empty or no table of numbers.
+    """
+    paths, key = resolve(text)
+    if len(paths) == 1 and not paths[0].is_dir():
+        table, container = _open_file(paths[0], key, prefer)
+        return table, [container] if container else []
+    opened = [_open_file(path, key, prefer) for path in _shard_files(paths, text)]
+    tables = [table for table, _ in opened]
+    table = ShardTable(text, tables) if len(tables) > 1 else tables[0]
+    return table, [container for _, container in opened if container]
+
+
+def open_container(path: Path) -> Container:
+    """Open a file of named arrays.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no such file, or damaged.
+    """
+    _check_file(path, CONTAINER_SUFFIXES)
+    try:
+        return _CONTAINERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_pieces(path: Path, key: str | None, prefer: tuple[str, ...]) -> Iterable[Piece]:
+    """Read an array of any shape and type, such as ids or labels, piece by piece.
+
+    Parameters
+    ----------
+    path : .npy or a container
+    key : array or column in a container; None = the first of `prefer` that exists, or else the only array there is
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such array, or it cannot be read.
+    """
+    _check_file(path, (".npy", *CONTAINER_SUFFIXES))
+    if path.suffix.lower() != ".npy":
+        container = open_container(path)
+        only = tuple(container.shapes) if len(container.shapes) == 1 else ()
+        return container.pieces(choose_key(str(path), dict.fromkeys(container.shapes, ()), key, prefer + only))
+    try:
+        return [np.load(path, mmap_mode="r", allow_pickle=False)]
+    except READ_ERRORS as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from None
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, a null byte, or a folder that may not be entered
+        return False
+
+
+def _check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise InvalidInput(f"{path} has an unknown suffix {path.suffix!r}, known are {', '.join(suffixes)}")
+    if not path.is_file():
+        raise InvalidInput(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise InvalidInput(f"{path} is empty: it has 0 bytes")
+
+
+def _open_file(path: Path, key: str | None, prefer: tuple[str, ...]) -> tuple[Table, Container | None]:
+    _check_file(path, SUFFIXES)
+    opener = _FLAT.get(path.suffix.lower())
+    if opener is None:
+        container = open_container(path)
+        return container.table(choose_key(str(path), container.shapes, key, prefer)), container
+    if key is not None:
+        raise InvalidInput(f"{path} holds one array and takes no key, got {key!r}")
+    try:
+        return opener(path), None
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _shard_files(paths: list[Path], text: str) -> list[Path]:
+    """Files of a folder, or those that a glob has found; all of one suffix."""
+    if len(paths) == 1:
+        paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
+        raise InvalidInput(f"{text} holds no shards, which are files ending in {', '.join(SUFFIXES)}")
+    odd = next((path for path in paths if path.suffix != paths[0].suffix), None)
+    if odd is not None:
+        raise InvalidInput(f"shards must all be of one suffix, got {paths[0].name} and {odd.name} in {text}")
+    return paths
