@@ -1,0 +1,1 @@
+"""What an index has learned, and how the undistilled start of it is made."""

@@ -1,0 +1,145 @@
+"""The undistilled start: coarse k-means, OPQ rotation and 4-bit product quantization, all seeded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import threadpoolctl
+
+from vqdistill.config import KSUB, IvfPqConfig
+from vqdistill.kernels import jit
+from vqdistill.model.additive import RowTerms, fit_metric, row_metric, train_euclidean
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.kmeans import kmeans, nearest
+from vqdistill.types import F32Rows, Metric
+
+_OPQ_ROWS = 32_768
+_OPQ_ROUNDS = 30
+_ADDITIVE_ROWS = 40_960
+_PQ_ROWS = 65_536
+_PQ_ROUNDS = 12
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Lists of a corpus: centroids (nlist, d) float32 and the list of each training row (n,) int32."""
+
+    centroids: F32Rows
+    lists: npt.NDArray[np.int32]
+
+
+def train_coarse(x: F32Rows, nlist: int, seed: int) -> Coarse:
+    """Cluster training rows (n, d) into `nlist` lists."""
+    centroids = kmeans(x, nlist, seed=seed)
+    return Coarse(centroids, nearest(x, centroids))
+
+
+def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool) -> IvfPqModel:
+    """Train rotation and codewords to reconstruct the rows, or their residuals.
+
+    Parameters
+    ----------
+    x : (n, d) float32 training rows, prepared
+    coarse : their lists
+
+    Returns
+    -------
+    IvfPqModel
+        Undistilled product codes: `router` equals `coarse`, `codewords` equals `doc_codewords`.
+
+    References
+    ----------
+    Ge, He, Ke, Sun: Optimized product quantization, CVPR 2013, section 3.2 (the non-parametric solution).
+    """
+    rng = np.random.default_rng([config.seed, 1])
+    rows = np.sort(rng.permutation(len(x))[:_PQ_ROWS])
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
+    rotation, codewords = _train_opq(y[: min(len(y), _OPQ_ROWS)], config.m, rng)
+    codewords = _lloyd(y @ rotation.T, codewords, _PQ_ROUNDS)
+    centroids = coarse.centroids
+    return IvfPqModel(
+        metric=metric,
+        residual=residual,
+        mean=mean,
+        coarse=centroids,
+        router=centroids,
+        rotation=rotation,
+        codewords=codewords,
+        doc_codewords=codewords,
+    )
+
+
+def train_additive_start(
+    x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool
+) -> IvfPqModel:
+    """Train additive codebooks to reconstruct the rows, or their residuals; parameters as for `train_start`.
+
+    Returns
+    -------
+    IvfPqModel
+        Undistilled: `router` equals `coarse`, `codewords` equals `doc_codewords`.
+    """
+    rng = np.random.default_rng([config.seed, 3])
+    rows = np.sort(rng.permutation(len(x))[:_ADDITIVE_ROWS])
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
+    codewords = train_euclidean(y, config.m, rng)
+    start = IvfPqModel(
+        metric=metric,
+        residual=residual,
+        mean=mean,
+        coarse=coarse.centroids,
+        router=coarse.centroids,
+        rotation=np.empty((0, x.shape[1]), np.float32),
+        codewords=codewords,
+        doc_codewords=codewords,
+    )
+    return serve_rows(start, x, coarse, None, config.seed)
+
+
+def serve_rows(model: IvfPqModel, x: F32Rows, coarse: Coarse, terms: RowTerms | None, seed: int) -> IvfPqModel:
+    """Fit additive codebooks to the errors that matter for each row: along itself, and to the queries that rank it.
+
+    Parameters
+    ----------
+    model : additive codes to start from
+    x : (n, d) float32 training rows, prepared
+    coarse : their lists
+    terms : their queries; None = the row's own direction alone
+    """
+    rows = np.sort(np.random.default_rng([seed, 4]).permutation(len(x))[:_ADDITIVE_ROWS])
+    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if model.residual else model.mean)
+    metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
+    codewords = fit_metric(y, metric, model.doc_codewords)
+    return replace(model, codewords=codewords, doc_codewords=codewords)
+
+
+def _train_opq(y: F32Rows, m: int, rng: np.random.Generator) -> tuple[F32Rows, F32Rows]:
+    d = y.shape[1]
+    dsub = -(-d // m)
+    d_out = m * dsub
+    rotation = np.linalg.qr(rng.standard_normal((d_out, d)))[0].astype(np.float32)
+    z = y @ rotation.T
+    picks = np.resize(rng.permutation(len(y)), KSUB)
+    codewords = np.ascontiguousarray(z[picks].reshape(KSUB, m, dsub).transpose(1, 0, 2))
+    codewords = _lloyd(z, codewords, 4)
+    for _ in range(_OPQ_ROUNDS):
+        codewords = _lloyd(z, codewords, 1)
+        words = codewords[np.arange(m), jit.pq_assign(z, codewords)].reshape(len(y), d_out)
+        # Orthogonal Procrustes: the rotation that brings the rows closest to what their codes stand for.
+        with threadpoolctl.threadpool_limits(1, "blas"):  # rounds differently on several threads
+            u, _, vt = np.linalg.svd(words.T @ y, full_matrices=False)
+        rotation = np.ascontiguousarray(u @ vt, dtype=np.float32)
+        z = y @ rotation.T
+    return rotation, codewords
+
+
+def _lloyd(z: F32Rows, codewords: F32Rows, rounds: int) -> F32Rows:
+    for _ in range(rounds):
+        sums, counts = jit.subspace_sums(z, jit.pq_assign(z, codewords), KSUB)
+        means = sums / np.maximum(counts, 1)[..., None]
+        codewords = np.where(counts[..., None] > 0, means, codewords).astype(np.float32)
+    return codewords

@@ -1,0 +1,149 @@
+"""IvfPqModel: the learned arrays of an index, with encoding and decoding of rows; product or additive codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.config import KSUB
+from vqdistill.errors import InvalidInput
+from vqdistill.kernels import additive, jit
+from vqdistill.model.additive import RowTerms, encode_additive, row_metric
+from vqdistill.model.kmeans import nearest
+from vqdistill.types import Codes, F32Rows, Metric
+
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class IvfPqModel:
+    """Inverted lists and 4-bit codes of prepared rows (unit rows under cosine).
+
+    Product codes stand for `rotation @ (x - base)`, one codeword of dsub dimensions a subspace; additive codes for
+    `x - base` itself, as a sum of m codewords of all d dimensions. base is `coarse[list]` (residual) or `mean` (plain).
+    With the query q, the score of list l and codes c is, larger being better,
+
+    * ip, cosine: <q, coarse[l]> or <q, mean>, plus sum_j <q_j, codewords[j, c_j]>
+    * l2 (plain product codes only), p = q - mean: -|p|^2 + sum_j (2 <p_j, codewords[j, c_j]> - |codewords[j, c_j]|^2)
+
+    where q_j is the j-th subspace of rotation @ q for product codes, and q for additive ones.
+
+    Lists are visited in the order of <q, router[l]> (l2: less |router[l]|^2 / 2). `doc_codewords` serves encoding
+    only and
+    stays on disk; `router` and `codewords` serve queries only, and are what distillation moves last. All arrays are
+    float32 and C-contiguous.
+
+    References
+    ----------
+    Jegou, Douze, Schmid: Product quantization for nearest neighbor search, TPAMI 2011, section IV (IVFADC).
+    Babenko, Lempitsky: Additive quantization for extreme vector compression, CVPR 2014.
+    Xiao et al.: Distill-VQ, SIGIR 2022, section 3.1.
+    """
+
+    metric: Metric
+    residual: bool
+    mean: F32Rows
+    """(d,)"""
+    coarse: F32Rows
+    """(nlist, d)"""
+    router: F32Rows
+    """(nlist, d)"""
+    rotation: F32Rows
+    """Product codes: (d_out, d), d_out = m * dsub >= d, orthonormal columns in a start, bent to the queries by
+    distillation. Additive codes: (0, d)."""
+    codewords: F32Rows
+    """(m, ksub, dsub); dsub = d for additive codes"""
+    doc_codewords: F32Rows
+    """(m, ksub, dsub) that rows are encoded with"""
+
+    def __post_init__(self) -> None:
+        d = self.mean.shape[0]
+        ok = self.coarse.ndim == 2 and self.coarse.shape == self.router.shape and self.coarse.shape[1] == d
+        ok = ok and self.codewords.shape == self.doc_codewords.shape and self.codewords.shape[1] == KSUB
+        if not ok or self.rotation.shape != ((0, d) if self.dsub == d and self.additive else (self.m * self.dsub, d)):
+            shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+            raise InvalidInput(f"model arrays must agree in nlist, d, m and dsub with ksub {KSUB}, got {shapes}")
+        if self.metric is Metric.L2 and (self.residual or self.additive):
+            raise InvalidInput(
+                "metric l2 needs plain product codes: with others its score is no sum over list and codes"
+            )
+
+    @property
+    def additive(self) -> bool:
+        """Whether codewords are full-dimensional and add up."""
+        return len(self.rotation) == 0
+
+    @property
+    def nlist(self) -> int:
+        """Lists."""
+        return int(self.coarse.shape[0])
+
+    @property
+    def d(self) -> int:
+        """Dimensions of a row."""
+        return int(self.mean.shape[0])
+
+    @property
+    def m(self) -> int:
+        """Subspaces."""
+        return int(self.codewords.shape[0])
+
+    @property
+    def dsub(self) -> int:
+        """Dimensions of a codeword."""
+        return int(self.codewords.shape[2])
+
+    def assign(self, x: F32Rows) -> npt.NDArray[np.int32]:
+        """Nearest list (squared L2 to `coarse`) of each row (b, d); ties go to the lowest. Returns (b,) int32."""
+        return nearest(x, self.coarse)
+
+    def quantize(
+        self, x: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Code each row (b, d) given its list (b,) int32. Returns (b, m) uint8."""
+        out = np.empty((x.shape[0], self.m), np.uint8)
+        for at in range(0, x.shape[0], _ROWS_AT_ONCE):
+            part = slice(at, at + _ROWS_AT_ONCE)
+            y = np.asarray(x[part] - self._base(lists[part]), dtype=np.float32)
+            if self.additive:
+                metric = row_metric(x[part], self.mean, None if terms is None else terms.take(part))
+                out[part] = encode_additive(y, metric, self.doc_codewords)
+            else:
+                out[part] = jit.pq_assign(y @ self.rotation.T, self.doc_codewords)
+        return out
+
+    def encode(self, x: F32Rows, terms: RowTerms | None = None) -> Codes:
+        """Assign each row to its nearest list and quantize it.
+
+        Parameters
+        ----------
+        x : (b, d) float32, C-contiguous, prepared (unit rows under cosine)
+        terms : queries that rank the rows, whose errors additive codes keep small; product codes ignore them
+
+        Returns
+        -------
+        Codes
+            `lists` (b,) int32 in [0, nlist); `codes` (b, m) uint8 in [0, ksub). Ties go to the lowest index.
+
+        Raises
+        ------
+        InvalidInput
+            If `x` has another shape or dtype.
+        """
+        if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
+            raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
+        lists = self.assign(x)
+        return Codes(lists, self.quantize(x, lists, terms))
+
+    def decode(self, codes: Codes) -> F32Rows:
+        """Approximate rows (b, d) float32 that the codes stand for."""
+        if self.additive:
+            return self._base(codes.lists) + additive.decode(codes.codes, self.doc_codewords)
+        words = self.doc_codewords[np.arange(self.m), codes.codes]
+        back = words.reshape(len(words), -1) @ np.linalg.pinv(self.rotation).T
+        return np.asarray(self._base(codes.lists) + back, dtype=np.float32)
+
+    def _base(self, lists: npt.NDArray[np.int32]) -> F32Rows:
+        return self.coarse[lists] if self.residual else self.mean

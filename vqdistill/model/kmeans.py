@@ -1,0 +1,58 @@
+"""Seeded Lloyd k-means, deterministic for any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.kernels import jit
+from vqdistill.types import F32Rows
+
+_ROWS_AT_ONCE = 8192
+
+
+def kmeans(x: F32Rows, nlist: int, *, seed: int, iterations: int = 10, rows_per_list: int = 256) -> F32Rows:
+    """Cluster rows by squared Euclidean distance (Lloyd's algorithm from a random choice of rows).
+
+    Parameters
+    ----------
+    x : (n, d) float32, n >= 1
+    nlist : clusters; when there are fewer rows, rows repeat
+    iterations : full passes; inertia moves by less than 1 % after about ten
+    rows_per_list : rows sampled for training, per cluster (faiss trains on at most 256 as well)
+
+    Returns
+    -------
+    (nlist, d) float32
+    """
+    rng = np.random.default_rng(seed)
+    rows = x[np.sort(rng.permutation(len(x))[: nlist * rows_per_list])]
+    centroids = rows[np.resize(rng.permutation(len(rows)), nlist)].copy()
+    for _ in range(iterations):
+        lists = nearest(rows, centroids)
+        sums, counts = jit.list_sums(rows, lists, nlist)
+        filled = counts > 0
+        centroids[filled] = (sums[filled] / counts[filled, None]).astype(np.float32)
+        _refill(centroids, counts, rng)
+    return centroids
+
+
+def nearest(x: F32Rows, centroids: F32Rows) -> npt.NDArray[np.int32]:
+    """Nearest centroid (squared Euclidean distance) of each row, ties to the lowest. Returns (n,) int32."""
+    half_norms = (0.5 * (centroids.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
+    out = np.empty(len(x), np.int32)
+    for at in range(0, len(x), _ROWS_AT_ONCE):
+        out[at : at + _ROWS_AT_ONCE] = (x[at : at + _ROWS_AT_ONCE] @ centroids.T - half_norms).argmax(axis=1)
+    return out
+
+
+def _refill(centroids: F32Rows, counts: npt.NDArray[np.int64], rng: np.random.Generator) -> None:
+    # An empty list takes half of a full one, split by a small random step, as faiss does.
+    for empty in np.flatnonzero(counts == 0):
+        donor = int(counts.argmax())
+        if counts[donor] < 2:
+            return
+        step = 1e-3 * rng.standard_normal(centroids.shape[1], dtype=np.float32) * np.abs(centroids[donor])
+        centroids[empty] = centroids[donor] + step
+        centroids[donor] -= step
+        counts[empty], counts[donor] = counts[donor] // 2, counts[donor] - counts[donor] // 2

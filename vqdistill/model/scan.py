@@ -1,0 +1,37 @@
+"""A native engine over a model and codes in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.kernels import Engine
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.types import Metric
+
+
+def make_engine(
+    model: IvfPqModel, list_offsets: npt.NDArray[np.int64], packed: npt.NDArray[np.uint8], **dense: Any
+) -> Engine:
+    """Return an engine that searches the packed codes; it shares the memory of all arrays.
+
+    Parameters
+    ----------
+    list_offsets : (nlist + 1,) int64, first position of each list and the number of rows
+    packed : (nblocks, m / 2, 32) uint8, see `kernels.pack_codes`
+    dense : `dense_fd`, `dense_offset` and `dense_dtype` of the engine; without them it ranks by code only
+    """
+    return Engine(
+        metric="l2" if model.metric is Metric.L2 else "ip",
+        residual=model.residual,
+        list_offsets=list_offsets,
+        router=model.router,
+        coarse=model.coarse,
+        mean=model.mean,
+        rotation=model.rotation,
+        codewords=model.codewords,
+        packed=packed,
+        **dense,
+    )
