@@ -1,0 +1,1 @@
+"""Training of a model's query side against a teacher's relevance (torch)."""

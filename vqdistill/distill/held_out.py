@@ -1,0 +1,97 @@
+"""Held-out queries: the judge of every decision in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.distill.samplers import Corpus, TeacherLists
+from vqdistill.kernels import pack_codes
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.scan import make_engine
+from vqdistill.types import Codes, F32Rows
+
+TOP = 10
+"""Teacher documents a query that must be found."""
+CANDIDATES = 100
+"""Candidates among which they must be: what a search verifies by default."""
+ROUTE_SHARE = 0.1
+"""Share of the corpus that routing is judged at."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Queries that training never sees, with the teacher's lists over the training corpus."""
+
+    corpus: Corpus
+    lists: TeacherLists
+    threads: int = 1
+
+    @property
+    def usable(self) -> bool:
+        """Whether there is any query to judge by."""
+        return len(self.lists.queries) > 0
+
+    def candidates(self, model: IvfPqModel, codes: Codes, nprobe: int) -> npt.NDArray[np.int32]:
+        """Documents (q, CANDIDATES) that the codes rank first in the `nprobe` best lists, -1 padding."""
+        order = np.argsort(codes.lists, kind="stable")
+        offsets = np.searchsorted(codes.lists[order], np.arange(model.nlist + 1)).astype(np.int64)
+        engine = make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order])))
+        _, positions, _ = engine.search(self.lists.queries, k=CANDIDATES, nprobe=nprobe, refine=0, threads=self.threads)
+        return np.where(positions >= 0, order[positions], -1).astype(np.int32)
+
+    def recall(self, found: npt.NDArray[np.int32]) -> float:
+        """Share of the teacher's first TOP documents among those found (q, r)."""
+        wanted = self.lists.docs[:, :TOP]
+        hits = [len(np.intersect1d(w, f)) for w, f in zip(_unpadded(wanted), found, strict=True)]
+        return float(sum(hits) / max(1, int((wanted >= 0).sum())))
+
+    def candidate_recall(self, model: IvfPqModel, codes: Codes) -> float:
+        """Share of the teacher's first TOP documents inside the best CANDIDATES by code, all lists visited."""
+        return self.recall(self.candidates(model, codes, model.nlist))
+
+    def code_recall(self, model: IvfPqModel, codes: Codes) -> float:
+        """What stages are judged by: the mean of candidate recall and of recall inside the best TOP by code.
+
+        The first alone is blind near 1, where most of it is already won; the second alone is not what a search needs.
+        """
+        found = self.candidates(model, codes, model.nlist)
+        return 0.5 * (self.recall(found) + self.recall(found[:, :TOP]))
+
+    def route_recall(self, model: IvfPqModel, lists: npt.NDArray[np.int32]) -> float:
+        """Share of the teacher's first TOP documents in the lists visited until ROUTE_SHARE of the corpus is
+        scanned.
+        """
+        sizes = np.bincount(lists, minlength=model.nlist)
+        order = np.argsort(-route_scores(model, self.lists.queries), axis=1, kind="stable")
+        scanned_before = np.cumsum(sizes[order], axis=1) - sizes[order]
+        visited = np.zeros(order.shape, bool)
+        np.put_along_axis(visited, order, scanned_before < ROUTE_SHARE * len(lists), axis=1)
+        wanted = self.lists.docs[:, :TOP]
+        found = np.take_along_axis(visited, lists[np.maximum(wanted, 0)], axis=1) & (wanted >= 0)
+        return float(found.sum() / max(1, int((wanted >= 0).sum())))
+
+    def calibrate_nprobe(self, model: IvfPqModel, codes: Codes, loss: float) -> int:
+        """Fewest lists, on a ladder of about 1.2 steps, that cost at most `loss` of the recall of visiting all."""
+        wanted = self.recall(self.candidates(model, codes, model.nlist)) - loss
+        ladder = sorted({min(model.nlist, int(1.2**i)) for i in range(64)} | {model.nlist})
+        low, high = 0, len(ladder) - 1
+        while low < high:
+            middle = (low + high) // 2
+            enough = self.recall(self.candidates(model, codes, ladder[middle])) >= wanted
+            low, high = (low, middle) if enough else (middle + 1, high)
+        return ladder[low]
+
+
+def route_scores(model: IvfPqModel, queries: F32Rows) -> F32Rows:
+    """Score (q, nlist) of each list for each query, as the engine ranks lists."""
+    dot = queries @ model.router.T
+    if model.metric.value != "l2":
+        return dot
+    return np.asarray(2 * dot - (model.router**2).sum(axis=1), dtype=np.float32)
+
+
+def _unpadded(docs: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+    return [row[row >= 0] for row in docs]

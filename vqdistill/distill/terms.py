@@ -1,0 +1,68 @@
+"""Which learn queries rank which documents: what the codes of each document must serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.data.relevance import Relevance
+from vqdistill.model.additive import RowTerms, directions
+from vqdistill.types import F32Rows
+
+DEPTH = 100
+"""Teacher ranks that count."""
+PER_ROW = 8
+"""Queries kept for a document, those that rank it best; 16 is a little better at recall@10 and twice the work."""
+QUERY_WEIGHT = 0.01
+"""Weight of a query's term at rank 0, in units of d; 0.03 is too strong, 0.003 too weak."""
+_RANK_SCALE = 10
+"""A query's weight halves at this rank."""
+
+
+@dataclass(frozen=True)
+class QueryTerms:
+    """Rows of document -> queries, best rank first."""
+
+    offsets: npt.NDArray[np.int64]
+    """(n + 1,)"""
+    lists: npt.NDArray[np.int32]
+    """(nnz,) query numbers"""
+    weights: F32Rows
+    """(nnz,)"""
+    queries: F32Rows
+    """(q, d) unit directions, seen from the mean of the queries"""
+
+    @classmethod
+    def from_relevance(cls, queries: F32Rows, relevance: Relevance, n: int) -> QueryTerms:
+        """Turn the teacher's lists around.
+
+        Parameters
+        ----------
+        queries : (q, d) float32
+        relevance : their documents, numbers below n
+        n : documents
+        """
+        best = relevance.top(DEPTH)
+        rank = np.arange(best.nnz) - np.repeat(best.offsets[:-1], best.counts)
+        order = np.lexsort((rank, best.docs))
+        docs = best.docs[order]
+        place = np.arange(best.nnz) - np.searchsorted(docs, docs)
+        kept = order[place < PER_ROW]
+        weights = queries.shape[1] * QUERY_WEIGHT / (1 + rank[kept] / _RANK_SCALE)
+        offsets = np.searchsorted(best.docs[kept], np.arange(n + 1)).astype(np.int64)
+        seen = (
+            directions(queries - queries.mean(axis=0)) if len(queries) else np.zeros((1, queries.shape[1]), np.float32)
+        )
+        return cls(offsets, best.query_of_entries()[kept].astype(np.int32), weights.astype(np.float32), seen)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> RowTerms:
+        """Terms of the given documents, padded to the same number for each."""
+        counts = np.diff(self.offsets)[rows]
+        place = np.arange(int(counts.max(initial=0)))
+        real = place < counts[:, None]
+        at = (self.offsets[rows, None] + place)[real]
+        lists, weights = np.full(real.shape, -1, np.int32), np.zeros(real.shape, np.float32)
+        lists[real], weights[real] = self.lists[at], self.weights[at]
+        return RowTerms(lists, weights, self.queries)

@@ -1,0 +1,302 @@
+"""Distiller: from rows, queries and relevance to a model that is never worse than its undistilled start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vqdistill.config import DistillConfig, IvfPqConfig
+from vqdistill.data.relevance import Relevance
+from vqdistill.data.sources import EmbeddingSource
+from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.losses import LOSSES, calibrate_temperature
+from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
+from vqdistill.distill.student import Objective, Student
+from vqdistill.distill.terms import QueryTerms
+from vqdistill.errors import InvalidInput
+from vqdistill.model.additive import RowTerms
+from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.progress import Progress
+from vqdistill.types import Codes, Metric, as_f32_rows
+
+_log = logging.getLogger(__name__)
+
+ROUTE_LOSS = 0.005
+"""Recall that the calibrated nprobe may give up against visiting every list."""
+_FEWEST_QUERIES = 20
+"""Below this nothing is trained on queries: there would be no held-out ones to guard with."""
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What all stages share."""
+
+    corpus: Corpus
+    coarse: Coarse
+    train: TeacherLists
+    judge: HeldOut
+    terms: RowTerms | None
+    """Of the training rows; None until there are queries to serve."""
+    dense: bool
+
+    def encode(self, model: IvfPqModel, terms: RowTerms | None = None) -> Codes:
+        """Codes of the training rows, whose lists never change."""
+        return Codes(self.coarse.lists, model.quantize(self.corpus.x, self.coarse.lists, terms))
+
+    def own_recall(self, model: IvfPqModel) -> float:
+        """Held-out recall of the codes that the model itself gives the rows."""
+        return self.judge.code_recall(model, self.encode(model))
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One thing to train by gradients: which loss moves which parameters, judged how."""
+
+    name: str
+    rates: dict[str, float]
+    loss: Callable[[Batch, Objective], Tensor]
+    measure: Callable[[IvfPqModel], float]
+
+
+@dataclass
+class Distiller:
+    """Trains a model of the given shape.
+
+    Parameters
+    ----------
+    model : shape, e.g. `plan(...).model`
+    config : training options
+    threads : threads of the held-out searches; results do not depend on it
+    progress : told of every stage
+
+    Attributes
+    ----------
+    report : dict
+        After `fit`: what each stage brought on the held-out queries, JSON-ready. `report["nprobe"]` is the calibrated
+        number of lists to visit; it is absent without held-out queries.
+    terms : QueryTerms or None
+        After `fit`: the training queries of every row, for `build` to encode with; None if codes do not serve queries.
+    """
+
+    model: IvfPqConfig
+    config: DistillConfig = field(default_factory=DistillConfig)
+    threads: int = 1
+    progress: Progress = field(default_factory=Progress)
+    report: dict[str, Any] = field(default_factory=dict, init=False)
+    terms: QueryTerms | None = field(default=None, init=False)
+
+    def fit(
+        self, src: EmbeddingSource, queries: Any, relevance: Relevance, *, dense_teacher: bool = True
+    ) -> IvfPqModel:
+        """Train the undistilled start, then distil the teacher's relevance into codes, look-up tables and routing.
+
+        Parameters
+        ----------
+        src : the corpus; of a large one, rows around the teacher's lists and random ones are used
+        queries : (q, d) learn queries, prepared (unit rows under cosine)
+        relevance : what the teacher ranks for them, row numbers of `src`
+        dense_teacher : whether its scores are those of the dense vectors; if not (pair scores, labels), only listed
+            documents have target mass
+
+        Returns
+        -------
+        IvfPqModel
+            The best of all stages on held-out queries; the start if nothing is better.
+
+        Raises
+        ------
+        InvalidInput
+            If queries and relevance do not belong together or to `src`.
+        """
+        queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
+        if relevance.n_queries != len(queries):
+            raise InvalidInput(f"relevance must cover {len(queries)} queries, got {relevance.n_queries}")
+        relevance.require_docs_below(src.n)
+        rng = np.random.default_rng([self.config.seed, 0])
+        rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
+        corpus = self._corpus(src, rows)
+        local = _renumber(relevance, rows)
+        train, held = self._split(local, rng)
+        depth = self.config.depth
+        lists = [TeacherLists.from_relevance(queries[part], local.select(part), depth) for part in (train, held)]
+        coarse = self._coarse(corpus)
+        judge = HeldOut(corpus, lists[1], self.threads)
+        lesson = _Lesson(corpus, coarse, lists[0], judge, None, dense_teacher)
+        self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
+        model, codes = self._start(lesson)
+        if self.config.enabled and judge.usable:
+            self.terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
+            model, codes = self._distil(model, codes, replace(lesson, terms=self.terms.take(rows)), rng)
+        elif self.config.enabled:
+            self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
+        if judge.usable:
+            with self.progress.stage("calibrate nprobe"):
+                self.report["candidate_recall"] = judge.candidate_recall(model, codes)
+                self.report["nprobe"] = judge.calibrate_nprobe(model, codes, ROUTE_LOSS)
+        return model
+
+    def _split(
+        self, relevance: Relevance, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Numbers of the training and of the held-out queries, among those that have documents."""
+        usable = np.flatnonzero(relevance.counts)
+        held = min(self.config.held_out, len(usable) // 5) if len(usable) >= _FEWEST_QUERIES else 0
+        order = rng.permutation(usable)
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
+        with self.progress.stage("read training rows", len(rows)) as stage:
+            x = src.take(rows)
+            stage.advance(len(rows))
+        return Corpus(x, src.metric)
+
+    def _coarse(self, corpus: Corpus) -> Coarse:
+        with self.progress.stage("coarse k-means", len(corpus.x)) as stage:
+            coarse = train_coarse(corpus.x, self.model.nlist, self.model.seed)
+            stage.advance(len(corpus.x))
+        return coarse
+
+    def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
+        """Train the undistilled candidates and let the held-out queries choose; also return the codes of the rows."""
+        corpus, judge = lesson.corpus, lesson.judge
+        train = train_additive_start if self.model.codes == "additive" else train_start
+        tried: dict[str, float | None] = {}
+        best: tuple[float, IvfPqModel, Codes] | None = None
+        for residual in self._bases(corpus.metric, judge.usable):
+            name = f"{self.model.codes}, {'residual' if residual else 'plain'}"
+            with self.progress.stage(f"codebooks ({name})", len(corpus.x)) as stage:
+                model = train(corpus.x, lesson.coarse, self.model, corpus.metric, residual=residual)
+                codes = lesson.encode(model)
+                tried[name] = judge.code_recall(model, codes) if judge.usable else None
+                stage.advance(len(corpus.x))
+            value = tried[name] or 0.0
+            if best is None or value > best[0]:
+                best = value, model, codes
+        assert best is not None
+        self.report["start"] = {"recall": tried, "residual": best[1].residual}
+        return best[1:]
+
+    def _bases(self, metric: Metric, judged: bool) -> tuple[bool, ...]:
+        if metric is Metric.L2:
+            return (False,)
+        if self.model.residual is not None:
+            return (self.model.residual,)
+        return (False, True) if judged and self.model.codes == "pq" else (True,)
+
+    def _distil(
+        self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
+    ) -> tuple[IvfPqModel, Codes]:
+        config, train = self.config, lesson.train
+        temperature = calibrate_temperature(train.scores, min(config.list_length, train.docs.shape[1]))
+        objective = Objective(LOSSES[config.loss], temperature)
+        sampler = TopKSampler(lesson.corpus, train, config.random_docs, lesson.dense)
+        self.report["temperature"] = temperature
+        self.report["stages"] = []
+        if model.additive:
+            model, codes = self._serve_queries(model, codes, lesson)
+        for make_stage in (self._codes_stage, self._router_stage):
+            student = Student(model, lesson.corpus, lesson.coarse.lists)
+            model = self._run(make_stage(student, codes, lesson), student, sampler, objective, rng)
+        return model, codes if model.additive else lesson.encode(model)
+
+    def _serve_queries(self, start: IvfPqModel, codes: Codes, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
+        """Fit codes and codewords to the errors that each row's own queries see."""
+        with self.progress.stage("additive codes for the queries", len(lesson.corpus.x)) as stage:
+            model = serve_rows(start, lesson.corpus.x, lesson.coarse, lesson.terms, self.model.seed)
+            served = lesson.encode(model, lesson.terms)
+            before, after = lesson.judge.code_recall(start, codes), lesson.judge.code_recall(model, served)
+            stage.advance(len(lesson.corpus.x))
+        self._note("codes for queries", before, after)
+        if after > before:
+            return model, served
+        self.terms = None
+        return start, codes
+
+    def _codes_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
+        """Additive codes are frozen and only the tables learned; product codes follow their codewords."""
+        config = self.config
+        if not student.additive:
+            rates = {"rotation": config.rotation_rate, "codewords": config.codewords_rate}
+            return _Stage("codes", rates, student.codes_loss, lesson.own_recall)
+        return _Stage(
+            "tables",
+            {"codewords": config.tables_rate},
+            lambda batch, objective: student.codes_loss(batch, objective, codes.codes),
+            lambda model: lesson.judge.code_recall(model, codes),
+        )
+
+    def _router_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
+        return _Stage(
+            "router",
+            {"router": self.config.router_rate},
+            student.router_loss,
+            lambda model: lesson.judge.route_recall(model, codes.lists),
+        )
+
+    def _run(
+        self, stage: _Stage, student: Student, sampler: Sampler, objective: Objective, rng: np.random.Generator
+    ) -> IvfPqModel:
+        """Train until the held-out queries stop gaining; return the best model seen, the start included."""
+        config = self.config
+        optimiser = torch.optim.Adam(list(student.groups(stage.rates)))
+        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+        best = student.model()
+        start = best_value = stage.measure(best)
+        misses = 0
+        with self.progress.stage(f"distil {stage.name}", config.steps, "steps") as bar:
+            for step in range(1, config.steps + 1):
+                optimiser.zero_grad()
+                stage.loss(sampler.draw(rng, config.batch), objective).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                decay.step()
+                bar.advance(1)
+                if step % config.eval_every:
+                    continue
+                model = student.model()
+                value = stage.measure(model)
+                _log.info("distil %s: step %d, held-out %.4f (start %.4f)", stage.name, step, value, start)
+                misses = 0 if value > best_value else misses + 1
+                if value > best_value:
+                    best, best_value = model, value
+                if misses == config.patience:
+                    break
+        self._note(stage.name, start, best_value)
+        return best
+
+    def _note(self, stage: str, before: float, after: float) -> None:
+        self.report["stages"].append({"stage": stage, "before": before, "after": after, "kept": after > before})
+
+
+def _renumber(relevance: Relevance, rows: npt.NDArray[np.int64]) -> Relevance:
+    """Keep documents among the sorted `rows`, numbered by their place there."""
+    kept = relevance.restrict(rows)
+    return Relevance(kept.offsets, np.searchsorted(rows, kept.docs), kept.scores)
+
+
+def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Choose the rows that training keeps in memory.
+
+    All, if they fit. Otherwise half of the room goes to what the teacher ranks, best ranks of all queries first, so
+    that the lists that remain are exact from the top; the rest is random.
+
+    Returns
+    -------
+    (at most `limit`,) int64, sorted, distinct
+    """
+    if n <= limit:
+        return np.arange(n, dtype=np.int64)
+    rank = np.arange(len(relevance.docs)) - np.repeat(relevance.offsets[:-1], np.diff(relevance.offsets))
+    by_rank = relevance.docs[np.argsort(rank, kind="stable")]
+    _, first = np.unique(by_rank, return_index=True)
+    ranked = by_rank[np.sort(first)[: limit // 2]]
+    others = rng.permutation(n)[:limit]
+    others = others[~np.isin(others, ranked)][: limit - len(ranked)]
+    return np.sort(np.concatenate([ranked, others])).astype(np.int64)
