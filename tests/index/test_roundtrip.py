@@ -1,0 +1,371 @@
+"""What goes into an index comes out: positions, rows, ids, codes, dense rows, model and manifest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.index.support import (
+    INDEX_ID,
+    PLAN,
+    REPORT,
+    Sample,
+    make_model,
+    make_sample,
+    open_fds,
+    snapshot,
+    write_sample,
+)
+from vqdistill.errors import CorruptIndex, InvalidInput
+from vqdistill.index.reader import IndexReader, open_index, verify
+from vqdistill.index.spec import DENSE, IDS, Layout, Manifest
+from vqdistill.index.spool import encode_dense
+from vqdistill.index.writer import IndexWriter
+from vqdistill.kernels import unpack_codes
+from vqdistill.types import Codes
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "n": st.integers(1, 150),
+        "d": st.integers(1, 12),
+        "nlist": st.integers(1, 9),
+        "m": st.integers(1, 4).map(lambda pairs: 2 * pairs),
+        "dsub": st.integers(1, 3),
+        "dense": st.sampled_from(DENSE),
+        "ids": st.sampled_from(IDS),
+        "model": st.sampled_from([("ip", False), ("cosine", False), ("l2", False), ("ip", True), ("cosine", True)]),
+        "seed": st.integers(0, 2**32),
+    }
+)
+
+
+def _expected_dense(sample: Sample) -> np.ndarray:
+    """Dense rows as the format defines them, row by row."""
+    rows = []
+    for row in sample.x[sample.order]:
+        if sample.dense == "i8":
+            scale = np.float32(np.abs(row).max()) / np.float32(127)
+            rows.append(scale * np.array([np.rint(value / scale) for value in row], dtype=np.float32))
+        else:
+            rows.append(row.astype({"f32": np.float32, "f16": np.float16}[sample.dense]).astype(np.float32))
+    return np.array(rows, dtype=np.float32)
+
+
+def _check(path: Path, sample: Sample) -> None:
+    n, order = len(sample.x), sample.order
+    positions = np.arange(n, dtype=np.int64)
+    assert verify(path) == []
+    with open_index(path, "full") as reader:
+        assert np.array_equal(reader.rows_of(positions), order)
+        ids = reader.ids_of(positions)
+        assert ids.tolist() == (order.tolist() if sample.ids is None else [sample.ids[row] for row in order])
+        assert np.array_equal(unpack_codes(reader._arrays["codes"], n), sample.codes.codes[order])
+        counts = np.diff(reader._arrays["list_offsets"])
+        assert np.array_equal(counts, np.bincount(sample.codes.lists, minlength=sample.model.nlist))
+        if sample.dense != "none":
+            assert np.array_equal(reader.dense_rows(positions), _expected_dense(sample))
+        for name in ("mean", "coarse", "router", "rotation", "codewords", "doc_codewords"):
+            assert np.array_equal(getattr(reader.model, name), getattr(sample.model, name)), name
+        for name in ("metric", "residual", "additive"):
+            assert getattr(reader.model, name) == getattr(sample.model, name)
+        manifest = reader.manifest
+        assert (manifest.plan, manifest.search, manifest.report) == (PLAN, sample.search, REPORT)
+        assert manifest.index_id == INDEX_ID and manifest.generation == 1
+        assert reader.resident_bytes == sum(array.nbytes for array in reader._arrays.values())
+        assert reader.disk_bytes == sum(len(data) for data in snapshot(path).values())
+        assert Manifest.parse(manifest.to_bytes(), manifest.file) == manifest
+
+
+@given(shape=SHAPES, batch=st.integers(1, 64))
+@settings(max_examples=80, deadline=None)
+def test_round_trip(shape: dict[str, object], batch: int) -> None:
+    metric, additive = shape.pop("model")  # type: ignore[misc]
+    sample = make_sample(**shape, metric=metric, additive=additive)  # type: ignore[arg-type]
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "x.vqd"
+        write_sample(path, sample, batch=batch)
+        _check(path, sample)
+
+
+@given(
+    n=st.integers(0, 10**9),
+    d=st.integers(1, 4096),
+    nlist=st.integers(1, 10**5),
+    m=st.integers(1, 128).map(lambda pairs: 2 * pairs),
+    dsub=st.integers(1, 64),
+)
+def test_resident_bytes_follow_the_formula_of_the_format(n: int, d: int, nlist: int, m: int, dsub: int) -> None:
+    blocks, layout = (n + 31) // 32, Layout(n=n, d=d, nlist=nlist, m=m, dsub=dsub, dense="f16", ids="str", id_bytes=77)
+    common = 16 * m * blocks + 8 * (nlist + 1) + 4 * nlist * d + 64 * m * dsub + 4 * d
+    assert layout.resident_bytes == common + 4 * m * dsub * d
+    assert replace(layout, codes="additive").resident_bytes == common
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    sample = make_sample()
+    write_sample(tmp_path / "a.vqd", sample, batch=7)
+    write_sample(tmp_path / "b.vqd", sample, batch=64)
+    assert snapshot(tmp_path / "a.vqd") == snapshot(tmp_path / "b.vqd")
+
+
+def test_payloads_of_several_checksums_and_chunks(tmp_path: Path) -> None:
+    """Dense rows beyond the writer's 4 MiB chunk and the 1 MiB of a checksum."""
+    sample = make_sample(n=3000, d=500, nlist=3, m=2, dsub=1, dense="f32", ids="str")
+    manifest = write_sample(tmp_path / "x.vqd", sample, batch=999)
+    assert len(manifest.segments["dense"].crc32) == 6
+    _check(tmp_path / "x.vqd", sample)
+
+
+def test_positions_of_any_shape_order_and_number(tmp_path: Path) -> None:
+    for kind in IDS:
+        sample = make_sample(n=300, ids=kind)
+        path = tmp_path / f"{kind}.vqd"
+        write_sample(path, sample)
+        positions = np.array([[299, -1, 0], [5, 5, 298]], dtype=np.int64)
+        with IndexReader.open(path) as reader:
+            rows, ids = reader.rows_of(positions), reader.ids_of(positions)
+            assert rows.shape == ids.shape == (2, 3)
+            assert rows[0, 1] == -1 and ids[0, 1] == ("" if kind == "str" else -1)
+            found = [int(sample.order[position]) for position in (299, 0, 5, 5, 298)]
+            assert rows[positions >= 0].tolist() == found
+            assert ids[positions >= 0].tolist() == [row if sample.ids is None else sample.ids[row] for row in found]
+            empty = np.empty((0, 3), dtype=np.int64)
+            assert reader.ids_of(empty).shape == reader.rows_of(empty).shape == (0, 3)
+            assert reader.ids_of(np.full(2, -1)).tolist() == (["", ""] if kind == "str" else [-1, -1])
+            for bad in (np.array([300]), np.array([-2]), np.array([0.0]), [0]):
+                with pytest.raises(InvalidInput, match="positions must be"):
+                    reader.ids_of(bad)  # type: ignore[arg-type]
+
+
+def test_int8_rows(tmp_path: Path) -> None:
+    """Zero rows stay zero, the largest value is kept, every error is at most half a step."""
+    x = np.array([[0, 0, 0], [1e30, -1e30, 5e29], [1e-44, 0, -1e-44], [127, -63.4, 1]], dtype=np.float32)
+    encoded = encode_dense(x, "i8")
+    assert encoded.shape == (4, 7) and encoded.dtype == np.uint8
+    scale = encoded[:, :4].copy().view("<f4")
+    rows = scale * encoded[:, 4:].view(np.int8)
+    assert (rows[[0, 2]] == 0).all() or (np.abs(rows[2] - x[2]) <= 1e-44).all()
+    assert (np.abs(rows[[1, 3]] - x[[1, 3]]) <= 0.5001 * scale[[1, 3]]).all()
+    assert rows[3].tolist() == [127, -63, 1]
+
+
+def test_values_beyond_float16_name_the_row(tmp_path: Path) -> None:
+    sample = make_sample(n=40, dense="f16")
+    sample.x[33, 1] = 70000
+    with pytest.raises(InvalidInput, match="row 33 holds values beyond float16"):
+        write_sample(tmp_path / "x.vqd", sample)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind", "message"),
+    [
+        ([1, 2, 1], "int64", "must be unique, got 1 for rows 0 and 2"),
+        (["a", "b", "b"], "str", "must be unique, got 'b' for rows 1 and 2"),
+        (["a", "", "b"], "str", "id of row 1 must be text of 1..65535 bytes"),
+        (["a", "b\0", "c"], "str", "id of row 1 must be text .* without NUL"),
+        (["a", "b", "c" * 65536], "str", "id of row 2 must be text"),
+        (["a", "b", "\ud800"], "str", "id of row 2 must be text"),
+        ([b"a", "b", "c"], "str", "id of row 0 must be text .* got bytes"),
+        ([1, -1, 2], "int64", "must not be -1"),
+        ([1.0, 2.0, 3.0], "int64", "must be .rows,. int64, got .3,. float64"),
+        ([2**63, 1, 2], "int64", "must be .rows,. int64"),
+        ([2**70, 1, 2], "int64", "must be .rows,. int64"),
+        ([1, 2], "int64", "one for each of 3 rows, got 2"),
+        (None, "int64", "ids must be int64, got NoneType"),
+        ([1, 2, 3], "rows", "ids must be None, got list"),
+    ],
+)
+def test_bad_ids_are_refused(tmp_path: Path, ids: object, kind: str, message: str) -> None:
+    sample = replace(make_sample(n=3), ids=ids, ids_kind=kind)
+    with pytest.raises(InvalidInput, match=message):
+        write_sample(tmp_path / "x.vqd", sample)
+    assert os.listdir(tmp_path) == []
+
+
+def test_equal_digests_of_different_ids_are_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Digest:
+        def __init__(self, text: bytes, digest_size: int) -> None:
+            self.size = digest_size
+
+        def digest(self) -> bytes:
+            return bytes(self.size)
+
+    monkeypatch.setattr("vqdistill.index.writer.hashlib.blake2b", Digest)
+    sample = make_sample(n=20, ids="str")
+    write_sample(tmp_path / "x.vqd", sample)
+    _check(tmp_path / "x.vqd", sample)
+
+
+def _bad_rows() -> Iterator[tuple[str, Codes, np.ndarray]]:
+    good = make_sample(n=3, d=5, m=4, nlist=4)
+    lists, codes, x = good.codes.lists, good.codes.codes, good.x
+    nan = x.copy()
+    nan[2, 0] = np.nan
+    yield "x must be .3, 5. float32, got .3, 4. float32", good.codes, x[:, :4]
+    yield "x must be .* got .3, 5. float64", good.codes, x.astype(np.float64)
+    yield "lists must be .3,. int32, got .2,. int32", Codes(lists[:2], codes), x
+    yield "codes must be .3, 4. uint8, got .3, 2. uint8", Codes(lists, codes[:, :2]), x
+    yield "lists must be in .0, 4., got", Codes(lists + np.int32(9), codes), x
+    yield "lists must be in .0, 4., got -1", Codes(np.array([0, -1, 0], np.int32), codes), x
+    yield "codes must be in .0, 16., got 16", Codes(lists, np.full_like(codes, 16)), x
+    yield "vectors row 2 holds NaN", good.codes, nan
+
+
+@pytest.mark.parametrize(("message", "codes", "x"), list(_bad_rows()))
+def test_bad_rows_are_refused(tmp_path: Path, message: str, codes: Codes, x: np.ndarray) -> None:
+    sample = make_sample(n=3, d=5, m=4, nlist=4)
+    writer = IndexWriter(tmp_path / "x.vqd", sample.model, dense="f32", ids="rows", index_id=INDEX_ID)
+    with pytest.raises(InvalidInput, match=message):
+        writer.add(None, codes, x)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dense": "f64"}, "dense must be one of f32, f16, i8, none, got 'f64'"),
+        ({"ids": "uuid"}, "ids must be one of rows, int64, str, got 'uuid'"),
+        ({"index_id": b"x"}, "index_id must be 16 bytes, got 1"),
+        ({"path": "no/x.vqd"}, "must lie in a directory"),
+    ],
+)
+def test_bad_arguments_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"path": "x.vqd", "dense": "f32", "ids": "rows", "index_id": INDEX_ID} | change
+    path = tmp_path / str(arguments.pop("path"))
+    with pytest.raises(InvalidInput, match=message):
+        IndexWriter(path, make_sample().model, **arguments)  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    model = make_model(np.random.default_rng(0), 3, 2, 2, 2)
+    model.router[1, 1] = np.inf
+    with pytest.raises(InvalidInput, match="model router must be finite"):
+        IndexWriter(tmp_path / "x.vqd", model, dense="f32", ids="rows", index_id=INDEX_ID)
+
+
+@pytest.mark.parametrize(
+    ("plan", "search", "report"),
+    [
+        ({"x": float("nan")}, {"nprobe": 1, "refine": 0}, {}),
+        ({"x": {1, 2}}, {"nprobe": 1, "refine": 0}, {}),
+        ({}, {"nprobe": 5, "refine": 0}, {}),
+        ({}, {"nprobe": 0, "refine": 0}, {}),
+        ({}, {"nprobe": 1, "refine": 5}, {}),
+        ({}, {"nprobe": 1}, {}),
+        ({}, {"nprobe": 1, "refine": 0}, {"x": 10**30}),
+        ({}, {"nprobe": 1, "refine": 0}, []),
+    ],
+)
+def test_what_no_reader_would_take_is_not_published(
+    tmp_path: Path, plan: object, search: object, report: object
+) -> None:
+    sample = make_sample(n=3, nlist=4)
+    with (
+        pytest.raises(InvalidInput, match="plan, search and report must fit a manifest"),
+        IndexWriter(tmp_path / "x.vqd", sample.model, dense="none", ids="rows", index_id=INDEX_ID) as writer,
+    ):
+        writer.add(None, sample.codes, sample.x)
+        writer.publish(plan, search, report)  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_index_has_rows(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InvalidInput, match="at least one row"),
+        IndexWriter(tmp_path / "x.vqd", make_sample().model, dense="none", ids="rows", index_id=INDEX_ID) as writer,
+    ):
+        writer.publish({}, {"nprobe": 1, "refine": 0}, {})
+
+
+def test_closing(tmp_path: Path) -> None:
+    fds = open_fds()
+    write_sample(tmp_path / "x.vqd", make_sample())
+    reader = IndexReader.open(tmp_path / "x.vqd")
+    assert open_fds() > fds and not reader.closed
+    reader.close()
+    reader.close()
+    assert open_fds() == fds and reader.closed
+    for use in (lambda: reader.ids_of(np.array([0])), lambda: reader.model, reader.engine):
+        with pytest.raises(InvalidInput, match="is closed"):
+            use()
+
+
+def test_a_forgotten_reader_closes_its_files(tmp_path: Path) -> None:
+    fds = open_fds()
+    write_sample(tmp_path / "x.vqd", make_sample())
+    reader = IndexReader.open(tmp_path / "x.vqd")
+    assert open_fds() > fds
+    del reader
+    assert open_fds() == fds
+
+
+def test_an_open_index_survives_its_removal(tmp_path: Path) -> None:
+    """Readers keep what they opened, as old generations are removed one day."""
+    sample = make_sample(n=50)
+    write_sample(tmp_path / "x.vqd", sample)
+    with IndexReader.open(tmp_path / "x.vqd") as reader:
+        (tmp_path / "x.vqd").rename(tmp_path / "y.vqd")
+        write_sample(tmp_path / "x.vqd", make_sample(n=50, seed=9))
+        assert np.array_equal(reader.rows_of(np.arange(50)), sample.order)
+        assert np.array_equal(reader.dense_rows(np.arange(50)), _expected_dense(sample))
+        assert np.array_equal(reader.model.coarse, sample.model.coarse)
+
+
+def test_dense_rows_where_there_are_none(tmp_path: Path) -> None:
+    write_sample(tmp_path / "x.vqd", make_sample(dense="none"))
+    with IndexReader.open(tmp_path / "x.vqd") as reader, pytest.raises(InvalidInput, match="dense=none"):
+        reader.dense_rows(np.array([0]))
+
+
+def test_verify_argument(tmp_path: Path) -> None:
+    write_sample(tmp_path / "x.vqd", make_sample())
+    with pytest.raises(InvalidInput, match="verify must be one of headers, full, got 'none'"):
+        IndexReader.open(tmp_path / "x.vqd", "none")
+    with (tmp_path / "x.vqd" / "dense-1.seg").open("r+b") as file:
+        file.seek(4100)
+        file.write(b"\xff\xff")
+    IndexReader.open(tmp_path / "x.vqd").close()
+    with pytest.raises(CorruptIndex, match=r"dense-1\.seg: crc32 .*first of 1 problems"):
+        IndexReader.open(tmp_path / "x.vqd", "full")
+
+
+@pytest.mark.parametrize("dense", DENSE)
+def test_the_engine_searches_what_was_written(tmp_path: Path, dense: str) -> None:
+    """All lists probed, all rows verified: the native engine must return exact inner products of the stored rows."""
+    sample = make_sample(n=100, d=6, nlist=4, m=2, dsub=3, dense=dense)
+    write_sample(tmp_path / "x.vqd", sample)
+    queries = np.random.default_rng(5).standard_normal((7, 6)).astype(np.float32)
+    with IndexReader.open(tmp_path / "x.vqd") as reader:
+        refine = 0 if dense == "none" else 100
+        scores, positions, _ = reader.engine().search(queries, k=10, nprobe=4, refine=refine, threads=1)
+        words = sample.model.codewords[np.arange(2), sample.codes.codes[sample.order]].reshape(100, 6)
+        rows = sample.model.mean + words @ sample.model.rotation
+        expected = queries @ (rows if dense == "none" else reader.dense_rows(np.arange(100))).T
+    assert np.allclose(scores, np.sort(expected, axis=1)[:, ::-1][:, :10], atol=0.05 if dense == "none" else 1e-4)
+    # Codes alone are scored through quantized tables, so only verified results have an exact order.
+    if dense != "none":
+        assert np.array_equal(positions, np.argsort(-expected, axis=1, kind="stable")[:, :10])
+
+
+def test_opening_loads_nothing_that_only_training_needs(tmp_path: Path) -> None:
+    write_sample(tmp_path / "x.vqd", make_sample())
+    code = (
+        "import sys; from vqdistill.index.reader import open_index\n"
+        "open_index(sys.argv[1]).engine()\n"
+        "print(sorted({'torch', 'numba', 'faiss', 'sklearn', 'h5py'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "x.vqd")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

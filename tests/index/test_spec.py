@@ -1,0 +1,271 @@
+"""The manifest parser against hostile input: our exceptions only, and nothing is accepted that was not written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.index.support import leaves, make_sample, smallest_manifest, write_sample
+from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
+from vqdistill.index.spec import (
+    PAGE,
+    Layout,
+    Manifest,
+    Segment,
+    check_header,
+    encode_current,
+    pack_header,
+    parse_current,
+)
+from vqdistill.types import Metric
+
+NAME = "manifest-1.json"
+REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
+HOSTILE: list[Any] = [
+    None, True, False, -1, 0, 1, 3, 2**31, 2**63, 2**64, 10**19, -(2**63), 1.0, 1.5, 1e308, "", "x", "1", "../x", "f32",
+    [], [[]], [0], [1, 2, 3, 4, 5], [-1], [1.0], [True], {}, {"file": "x"}, "codes-2.seg", "dense-1.seg",
+    "codes-01.seg", "/codes-1.seg", "a/codes-1.seg", "codes-1.seg\n", "codes-1.seg\0", "\u0660", "x" * 10_000,
+]  # fmt: skip
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return write_sample(tmp_path_factory.mktemp("spec") / "x.vqd", make_sample())
+
+
+@pytest.fixture(scope="module")
+def doc(manifest: Manifest) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(manifest.to_bytes())
+    return loaded
+
+
+def encode(doc: Any) -> bytes:
+    return json.dumps(doc).encode()
+
+
+def copy_with(doc: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    out = dict(doc) if isinstance(doc, dict) else list(doc)
+    out[place[0]] = copy_with(doc[place[0]], place[1:], value)
+    return out
+
+
+def parsed_or_refused(data: bytes) -> Manifest | None:
+    try:
+        return Manifest.parse(data, NAME)
+    except REFUSALS as error:
+        assert str(error).startswith(NAME) and "\n" not in str(error) and len(str(error)) < 400
+        return None
+
+
+def test_manifest_to_bytes_and_back(manifest: Manifest) -> None:
+    data = manifest.to_bytes()
+    assert Manifest.parse(data, NAME) == manifest
+    assert Manifest.parse(data, NAME).to_bytes() == data
+    assert Manifest.parse(json.dumps(json.loads(data), indent=4).encode(), NAME) == manifest
+    assert smallest_manifest() == Manifest.parse(smallest_manifest().to_bytes(), NAME)
+
+
+def test_every_value_replaced_by_every_hostile_one(manifest: Manifest, doc: dict[str, Any]) -> None:
+    """What is accepted is the same manifest, or differs only where any value is good."""
+    free = {"plan", "report", "search", "index_id", "residual", "metric"}
+    for place in leaves(doc):
+        for value in HOSTILE:
+            got = parsed_or_refused(encode(copy_with(doc, place, value)))
+            if got is not None and place[0] not in free and "crc32" not in place:
+                assert got == manifest, (place, value)
+
+
+def test_every_key_removed_renamed_and_added(doc: dict[str, Any]) -> None:
+    for place in [(), *leaves(doc)]:
+        node = doc
+        for key in place:
+            node = node[key]
+        if isinstance(node, dict) and place[:1] not in [("plan",), ("report",)]:
+            for changed in [{**node, "surprise": 1}, *({k: v for k, v in node.items() if k != key} for key in node)]:
+                assert parsed_or_refused(encode(copy_with(doc, place, changed))) is None, place
+
+
+@given(data=st.data(), value=json_values)
+@settings(max_examples=300, deadline=None)
+def test_random_values_in_random_places(
+    manifest: Manifest, doc: dict[str, Any], data: st.DataObject, value: Any
+) -> None:
+    place = data.draw(st.sampled_from(leaves(doc)))
+    got = parsed_or_refused(encode(copy_with(doc, place, value)))
+    assert got is None or Manifest.parse(got.to_bytes(), NAME) == got
+
+
+@given(data=st.binary(max_size=200) | json_values.map(encode))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes(data: bytes) -> None:
+    assert parsed_or_refused(data) is None
+
+
+@given(data=st.binary(max_size=64) | st.text(max_size=40).map(lambda text: text.encode()))
+def test_random_current(data: bytes) -> None:
+    try:
+        name, crc = parse_current(data)
+    except CorruptIndex as error:
+        assert str(error).startswith("CURRENT must be")
+    else:
+        assert f"{name} {crc:08x}\n".encode() == data
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest-0.json",
+        "manifest-01.json",
+        "../manifest-1.json",
+        "manifest-1.json ",
+        "manifest-9999999999.json",
+        "x.json",
+    ],
+)
+def test_current_names_a_plain_manifest(name: str) -> None:
+    with pytest.raises(CorruptIndex):
+        parse_current(encode_current(name, b"x"))
+
+
+HOSTILE_TEXTS = {
+    "deep lists": b"[" * 500_000,
+    "deep and closed": b"[" * 5000 + b"]" * 5000,
+    "just too deep": b'{"plan":' * 64 + b"{}" + b"}" * 64,
+    "deep objects": b'{"a":' * 500_000,
+    "long integer": b'{"n": ' + b"9" * 5000 + b"}",
+    "21 digits": b'{"n": 123456789012345678901}',
+    "infinite float": b'{"n": 1e999}',
+    "NaN": b'{"n": NaN}',
+    "Infinity": b'{"n": -Infinity}',
+    "repeated key": b'{"n": 1, "n": 1}',
+    "UTF-16": '{"n": 1}'.encode("utf-16"),
+    "BOM": b'\xef\xbb\xbf{"n": 1}',
+    "bad UTF-8": b'{"n": "\xff"}',
+    "surrogate": b'{"n": "\\ud800"}',
+    "surrogate key": b'{"\\udfff": 1}',
+    "empty": b"",
+    "two documents": b"{}{}",
+    "list": b"[]",
+    "null": b"null",
+    "NUL": b"\0",
+}
+
+
+@pytest.mark.parametrize("data", HOSTILE_TEXTS.values(), ids=HOSTILE_TEXTS.keys())
+def test_hostile_json(data: bytes) -> None:
+    assert parsed_or_refused(data) is None
+
+
+def test_hostile_json_inside_what_is_opaque(doc: dict[str, Any]) -> None:
+    text = encode(copy_with(doc, ("plan",), {"x": "HERE"})).decode()
+    for value in ["1e999", "NaN", "9" * 30, '"\\ud800"', "[" * 100 + "]" * 100, '{"a":1,"a":1}']:
+        assert parsed_or_refused(text.replace('"HERE"', value).encode()) is None, value
+    assert parsed_or_refused(text.replace('"HERE"', "[" * 50 + "]" * 50).encode()) is not None
+
+
+def test_messages_name_file_place_got_and_wanted(doc: dict[str, Any]) -> None:
+    for place, value, message in [
+        (("n",), -1, "manifest-1.json: n must be an integer in 1..1099511627776, got -1"),
+        (("metric",), "dot", "manifest-1.json: metric must be one of ip, cosine, l2, got 'dot'"),
+        (("m",), 3, "manifest-1.json: m must be even, got 3"),
+        (("d_out",), 9, "manifest-1.json: d_out must be 8, m * dsub for pq codes and 0 for additive ones, got 9"),
+        (("residual",), 1, "manifest-1.json: residual must be true or false, got 1"),
+        (("generation",), 2, "manifest-1.json: generation must be the number in the file name, got 2"),
+        (("index_id",), "00", "manifest-1.json: index_id must be 32 lower-case hex digits, got '00'"),
+        (("plan",), [], "manifest-1.json: plan must be a JSON object, got []"),
+        (("search", "nprobe"), 5, "manifest-1.json: search.nprobe must be an integer in 1..4, got 5"),
+        (
+            ("segments", "codes", "file"),
+            "../codes-1.seg",
+            "manifest-1.json: segments.codes.file must be codes-<generation>.seg of a generation up to 1, "
+            "got '../codes-1.seg'",
+        ),
+        (("segments", "codes", "dtype"), "f4", "manifest-1.json: segments.codes.dtype must be 'u1', got 'f4'"),
+        (("segments", "codes", "shape"), [3], "manifest-1.json: segments.codes.shape must be [3, 2, 32], got [3]"),
+        (
+            ("segments", "codes", "bytes"),
+            191,
+            "manifest-1.json: segments.codes.bytes must be 192, which is what the shape takes, got 191",
+        ),
+        (("segments", "codes", "resident"), False, "manifest-1.json: segments.codes.resident must be true, got False"),
+        (
+            ("segments", "codes", "crc32"),
+            [1, 2],
+            "manifest-1.json: segments.codes.crc32 must be a list of 1 integers below 2^32, got [1, 2]",
+        ),
+    ]:
+        with pytest.raises(CorruptIndex) as caught:
+            Manifest.parse(encode(copy_with(doc, place, value)), NAME)
+        assert str(caught.value) == message
+
+
+def test_residuals_have_no_l2_score(doc: dict[str, Any]) -> None:
+    with pytest.raises(CorruptIndex, match="residual must be false under metric l2, got True"):
+        Manifest.parse(encode({**doc, "residual": True, "metric": "l2"}), NAME)
+
+
+def test_additive_codes_have_no_rotation_and_full_codewords() -> None:
+    manifest = smallest_manifest()
+    layout = Layout(n=1, d=1, nlist=1, m=2, dsub=1, dense="none", ids="rows", codes="additive")
+    segments = {kind: replace(segment, crc32=(7,)) for kind, segment in layout.segments().items()}
+    good = replace(manifest, metric=Metric.IP, codes="additive", segments=segments)
+    assert Manifest.parse(good.to_bytes(), NAME) == good and good.d_out == 0 and "rotation" not in segments
+    for change, message in [
+        ({"codes": "pq"}, "d_out must be 2"),
+        ({"metric": "l2"}, "codes must be 'pq' under metric l2, got 'additive'"),
+        ({"dsub": 2}, "dsub must be d = 1 for additive codes, got 2"),
+        ({"codes": "rq"}, "codes must be one of pq, additive, got 'rq'"),
+    ]:
+        with pytest.raises(CorruptIndex, match=message):
+            Manifest.parse(encode({**json.loads(good.to_bytes()), **change}), NAME)
+
+
+def test_a_later_generation_may_keep_earlier_segments(manifest: Manifest, doc: dict[str, Any]) -> None:
+    later = Manifest.parse(encode({**doc, "generation": 3}), "manifest-3.json")
+    assert later == replace(manifest, generation=3)
+    doc = copy_with(doc, ("segments", "codes", "file"), "codes-3.seg")
+    assert Manifest.parse(encode({**doc, "generation": 3}), "manifest-3.json").segments["codes"].generation == 3
+
+
+def test_header_page() -> None:
+    segment = Segment(kind="codes", file="codes-12.seg", dtype="u1", shape=(2, 3, 32), resident=True)
+    page = pack_header(segment, bytes(range(16)))
+    assert len(page) == PAGE and page[96 : PAGE - 4] == bytes(PAGE - 100)
+    assert page[:64] == b"\x89VQD\r\n\x1a\n" + b"\1\0\0\0" + b"\x0c\0\0\0" + bytes(range(16)) + b"codes".ljust(
+        16, b"\0"
+    ) + b"u1\0\0" + b"\3\0\0\0" + b"\2" + bytes(7)
+    check_header(page, segment, bytes(range(16)))
+    for other, message in [
+        (replace(segment, kind="dense", file="dense-12.seg"), "header kind must be 'dense', got 'codes'"),
+        (replace(segment, file="codes-1.seg"), "header generation must be 1, got 12"),
+        (replace(segment, dtype="f4"), "header dtype must be 'f4', got 'u1'"),
+        (replace(segment, shape=(2, 3, 31)), "header shape must be 31, got 32"),
+        (replace(segment, shape=(6, 32)), "header dimensions must be 2, got 3"),
+    ]:
+        with pytest.raises(CorruptIndex, match=message):
+            check_header(page, other, bytes(range(16)))
+    with pytest.raises(CorruptIndex, match="header index id must be 0f0e0d0c0b0a09080706050403020100, got 000102"):
+        check_header(page, segment, bytes(range(15, -1, -1)))
+
+
+def test_values_are_frozen(manifest: Manifest) -> None:
+    with pytest.raises(FrozenInstanceError):
+        manifest.n = 3  # type: ignore[misc]
+
+
+def test_exact_bytes_of_the_smallest_manifest() -> None:
+    golden = Path(__file__).parents[1] / "golden" / "manifest-smallest.json"
+    assert smallest_manifest().to_bytes() == golden.read_bytes()

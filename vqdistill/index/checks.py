@@ -1,0 +1,133 @@
+"""What payloads must hold: checksums, zero padding, and what each kind of segment promises."""
+
+from __future__ import annotations
+
+import codecs
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.config import BLOCK_ROWS
+from vqdistill.errors import CorruptIndex
+from vqdistill.index.files import read_array, read_bytes
+from vqdistill.index.spec import CRC_BYTES, PAGE, Manifest, Segment
+
+_CHUNK_ITEMS = 1 << 17
+"""Integers of a disk segment that are checked together."""
+
+
+def segment_problems(fd: int, segment: Segment, manifest: Manifest, path: Path) -> Iterator[str]:
+    """Yield one sentence for each wrong checksum, padding that is not zero, and content its kind does not allow."""
+    clean = True
+    for at, wanted in enumerate(segment.crc32):
+        begin = at * CRC_BYTES
+        data = read_bytes(fd, min(CRC_BYTES, segment.bytes - begin), PAGE + begin, path)
+        if zlib.crc32(data) != wanted:
+            clean = False
+            yield _checksum_problem(segment, at, wanted, zlib.crc32(data))
+    end = PAGE + segment.bytes
+    if any(read_bytes(fd, segment.file_bytes - end, end, path)):
+        yield f"{segment.file}: padding after byte {end} must be zero, got other values"
+    if clean:
+        _check_content(fd, segment, manifest, path)
+
+
+def checksum_problems(segment: Segment, data: memoryview) -> Iterator[str]:
+    """Yield one sentence for each part of a whole payload that has another checksum."""
+    for at, wanted in enumerate(segment.crc32):
+        crc = zlib.crc32(data[at * CRC_BYTES : (at + 1) * CRC_BYTES])
+        if crc != wanted:
+            yield _checksum_problem(segment, at, wanted, crc)
+
+
+def _checksum_problem(segment: Segment, at: int, wanted: int, got: int) -> str:
+    begin = at * CRC_BYTES
+    end = min(begin + CRC_BYTES, segment.bytes)
+    return f"{segment.file}: crc32 of payload bytes {begin}..{end - 1} must be {wanted:08x}, got {got:08x}"
+
+
+def _check_content(fd: int, segment: Segment, manifest: Manifest, path: Path) -> None:
+    """Require of a payload with the right checksums what its kind promises."""
+    if segment.kind == "list_offsets":
+        check_list_offsets(read_array(fd, segment, path), manifest)
+    elif segment.kind == "codes":
+        last = PAGE + segment.bytes - segment.row_bytes
+        _check_last_block(read_bytes(fd, segment.row_bytes, last, path), segment, manifest)
+    elif segment.kind == "rows":
+        _check_permutation(fd, segment, path)
+    elif segment.kind == "ids":
+        for ids in _integer_chunks(fd, segment, path):
+            check_not_missing(ids, segment)
+    elif segment.kind == "ids_offsets":
+        _check_ids_offsets(fd, segment, manifest.segments["ids_bytes"].bytes, path)
+    elif segment.kind == "ids_bytes":
+        _check_text(fd, segment, path)
+    elif segment.kind in ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords"):
+        _check_finite(read_array(fd, segment, path), segment)
+
+
+def check_list_offsets(offsets: npt.NDArray[np.int64], manifest: Manifest) -> None:
+    """Require that offsets (nlist + 1,) grow from 0 to n; native code relies on it."""
+    if offsets[0] != 0 or offsets[-1] != manifest.n or (offsets[1:] < offsets[:-1]).any():
+        file = manifest.segments["list_offsets"].file
+        got = f"{offsets[0]}..{offsets[-1]} or a step back"
+        raise CorruptIndex(f"{file}: offsets must grow from 0 to {manifest.n}, got {got}")
+
+
+def _check_finite(array: npt.NDArray[Any], segment: Segment) -> None:
+    if not np.isfinite(array).all():
+        raise CorruptIndex(f"{segment.file}: values must be finite, got NaN or infinity")
+
+
+def _check_last_block(block: bytes, segment: Segment, manifest: Manifest) -> None:
+    rows = np.frombuffer(block, dtype=np.uint8).reshape(segment.shape[1:])
+    used = (manifest.n - 1) % BLOCK_ROWS + 1
+    if rows[:, used:].any():
+        raise CorruptIndex(f"{segment.file}: the {BLOCK_ROWS - used} rows of padding must have code 0, got others")
+
+
+def _integer_chunks(fd: int, segment: Segment, path: Path) -> Iterator[npt.NDArray[np.int64]]:
+    for begin in range(0, segment.shape[0], _CHUNK_ITEMS):
+        count = min(_CHUNK_ITEMS, segment.shape[0] - begin)
+        yield np.frombuffer(read_bytes(fd, 8 * count, PAGE + 8 * begin, path), dtype="<i8")
+
+
+def _check_permutation(fd: int, segment: Segment, path: Path) -> None:
+    n = segment.shape[0]
+    seen = np.zeros(n, dtype=np.bool_)
+    for rows in _integer_chunks(fd, segment, path):
+        if rows.min() < 0 or rows.max() >= n:
+            raise CorruptIndex(f"{segment.file}: rows must be in [0, {n}), got {rows.min()}..{rows.max()}")
+        seen[rows] = True
+    if not seen.all():
+        raise CorruptIndex(f"{segment.file}: every row must come once, got row {int(seen.argmin())} never")
+
+
+def check_not_missing(numbers: npt.NDArray[np.int64], segment: Segment) -> None:
+    """Require that no number says "missing"."""
+    if (numbers == -1).any():
+        raise CorruptIndex(f"{segment.file}: numbers must not be -1, which marks a missing result, got one that is")
+
+
+def _check_text(fd: int, segment: Segment, path: Path) -> None:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for begin in range(0, segment.bytes, CRC_BYTES):
+            decoder.decode(read_bytes(fd, min(CRC_BYTES, segment.bytes - begin), PAGE + begin, path))
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise CorruptIndex(f"{segment.file}: ids must be UTF-8, got other bytes") from None
+
+
+def _check_ids_offsets(fd: int, segment: Segment, total: int, path: Path) -> None:
+    last = -1
+    for offsets in _integer_chunks(fd, segment, path):
+        if (last < 0 and offsets[0] != 0) or offsets[0] <= last or (offsets[1:] <= offsets[:-1]).any():
+            raise CorruptIndex(f"{segment.file}: offsets must grow strictly from 0, got a step that does not")
+        last = int(offsets[-1])
+    if last != total:
+        raise CorruptIndex(f"{segment.file}: the last offset must be {total}, the bytes of all ids, got {last}")

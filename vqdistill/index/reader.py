@@ -1,0 +1,316 @@
+"""IndexReader: opens an index, trusting no byte of its structure; verify() checks every byte there is."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill._native import Engine
+from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
+from vqdistill.index.files import (
+    CURRENT,
+    as_bytes,
+    open_segment,
+    read_array,
+    read_bytes,
+    read_manifest,
+    read_rows,
+    reading,
+)
+from vqdistill.index.spec import PAGE, Manifest, Segment
+from vqdistill.types import F32Rows, Metric
+
+if TYPE_CHECKING:
+    from vqdistill.model.ivfpq import IvfPqModel
+
+
+class IndexReader:
+    """One generation of an index, open for reading; safe under concurrent use by threads.
+
+    Resident segments are read into anonymous memory. Of the others only descriptors are kept, so that what was opened
+    stays readable when the directory is renamed or removed. A native engine reads through a descriptor of its reader:
+    keep the reader open as long as the engine is used.
+    """
+
+    _closer: weakref.finalize[[], IndexReader]
+
+    def __init__(self, path: Path, manifest: Manifest, fds: dict[str, int]) -> None:
+        """Load the resident segments out of checked files; called by `open`."""
+        self.path = path
+        self.manifest = manifest
+        self._fds = fds
+        self._arrays = {kind: self._load(kind) for kind, segment in manifest.segments.items() if segment.resident}
+        check_list_offsets(self._arrays["list_offsets"], manifest)
+
+    @classmethod
+    def open(cls, path: str | Path, verify: str = "headers") -> IndexReader:
+        """Open the index at `path`.
+
+        Parameters
+        ----------
+        path : directory of the index
+        verify : "headers" checks CURRENT, manifest, headers, file sizes, and the content of all resident segments but
+            the codes; "full" checks every byte first, as `verify()` does
+
+        Raises
+        ------
+        InvalidInput
+            If `path` is no directory, or `verify` neither value.
+        CorruptIndex, FormatTooNew, FormatTooOld
+            If the index cannot be trusted.
+        VqdistillError
+            If the disk refuses.
+        """
+        path = Path(path)
+        if verify not in ("headers", "full"):
+            raise InvalidInput(f"verify must be one of headers, full, got {verify!r}")
+        if verify == "full":
+            problems = list(_problems(path))
+            if problems:
+                raise CorruptIndex(f"{problems[0]} (first of {len(problems)} problems)")
+        manifest = read_manifest(path)
+        with ExitStack() as stack:
+            fds = {}
+            for kind, segment in manifest.segments.items():
+                fds[kind] = open_segment(path, segment, manifest.index_id)
+                stack.callback(os.close, fds[kind])
+            reader = cls(path, manifest, fds)
+            reader._closer = weakref.finalize(reader, stack.pop_all().close)
+        return reader
+
+    @cached_property
+    def model(self) -> IvfPqModel:
+        """The model; the first access loads `doc_codewords`, which are not resident otherwise."""
+        # Here, because its encoder loads Numba, which opening and searching must not.
+        from vqdistill.model.ivfpq import IvfPqModel
+
+        self._require_open()
+        arrays = {name: self._arrays[name] for name in ("mean", "coarse", "router", "codewords")}
+        arrays["doc_codewords"] = self._load("doc_codewords")
+        arrays["rotation"] = self._rotation
+        return IvfPqModel(metric=self.manifest.metric, residual=self.manifest.residual, **arrays)
+
+    def engine(self) -> Engine:
+        """Return a native engine over the resident arrays and the dense file; it shares their memory."""
+        self._require_open()
+        manifest = self.manifest
+        return Engine(
+            metric="l2" if manifest.metric is Metric.L2 else "ip",
+            residual=manifest.residual,
+            list_offsets=self._arrays["list_offsets"],
+            router=self._arrays["router"],
+            coarse=self._arrays["coarse"],
+            mean=self._arrays["mean"],
+            rotation=self._rotation,
+            codewords=self._arrays["codewords"],
+            packed=self._arrays["codes"],
+            dense_fd=-1 if manifest.dense == "none" else self._fds["dense"],
+            dense_offset=PAGE,
+            dense_dtype=manifest.dense,
+        )
+
+    def ids_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Look up external ids on disk; only the bytes of these positions are read.
+
+        Parameters
+        ----------
+        positions : int64 of any shape, in [-1, n); -1 is a missing result
+
+        Returns
+        -------
+        ids of the same shape: int64 with -1 for missing, or str with "" for missing
+
+        Raises
+        ------
+        InvalidInput
+            If a position is out of range, or the reader is closed.
+        CorruptIndex
+            If what is read cannot be an id.
+        """
+        if self.manifest.ids == "rows":
+            return self.rows_of(positions)
+        if self.manifest.ids == "int64":
+            return self._integers("ids", positions)
+        self._require_positions(positions, -1)
+        wanted, back = np.unique(positions, return_inverse=True)
+        texts = ["" if position < 0 else "?" for position in wanted.tolist()]
+        found = np.flatnonzero(wanted >= 0)
+        for at, text in zip(found.tolist(), self._texts(wanted[found]), strict=True):
+            texts[at] = text
+        return np.array(texts, dtype=np.str_)[back].reshape(positions.shape)
+
+    def rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing."""
+        rows = self._integers("rows", positions)
+        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
+            raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
+        return rows
+
+    def dense_rows(self, positions: npt.NDArray[np.int64]) -> F32Rows:
+        """Read dense rows.
+
+        Parameters
+        ----------
+        positions : (b,) int64 in [0, n)
+
+        Returns
+        -------
+        (b, d) float32, as exactly as the index stores them
+
+        Raises
+        ------
+        InvalidInput
+            If a position is out of range, the index has no dense rows, or the reader is closed.
+        """
+        if self.manifest.dense == "none":
+            raise InvalidInput("dense_rows needs an index with dense rows, got one with dense=none")
+        self._require_positions(positions, 0)
+        data = self._read("dense", positions)
+        if self.manifest.dense == "i8":
+            scales: F32Rows = data[:, :4].copy().view(np.float32)
+            return scales * data[:, 4:].view(np.int8)
+        return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held in memory: the payloads of the resident segments."""
+        return self.manifest.resident_bytes
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all files of this generation."""
+        with reading(self.path / self.manifest.file):
+            small = sum((self.path / name).stat().st_size for name in (CURRENT, self.manifest.file))
+        return small + sum(segment.file_bytes for segment in self.manifest.segments.values())
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._closer.alive
+
+    def close(self) -> None:
+        """Close all files; engines of this reader must not be used any more. Closing twice is fine."""
+        self._closer()
+
+    def __enter__(self) -> IndexReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _rotation(self) -> F32Rows:
+        return self._arrays.get("rotation", np.empty((0, self.manifest.d), np.float32))
+
+    def _segment(self, kind: str) -> Segment:
+        return self.manifest.segments[kind]
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise InvalidInput(f"index {self.path} must be open, but it is closed")
+
+    def _load(self, kind: str) -> npt.NDArray[Any]:
+        """Read a segment whole; everything but the codes is small enough to be checked on the way."""
+        segment = self._segment(kind)
+        array = read_array(self._fds[kind], segment, self.path / segment.file)
+        if kind != "codes":
+            for problem in checksum_problems(segment, as_bytes(array)):
+                raise CorruptIndex(problem)
+        return array
+
+    def _require_positions(self, positions: npt.NDArray[np.int64], low: int) -> None:
+        if getattr(positions, "dtype", None) != np.int64:
+            raise InvalidInput(f"positions must be an int64 array, got {getattr(positions, 'dtype', type(positions))}")
+        if positions.size and not (low <= positions.min() and positions.max() < self.manifest.n):
+            span = f"{positions.min()}..{positions.max()}"
+            raise InvalidInput(f"positions must be in [{low}, {self.manifest.n}), got {span}")
+
+    def _read(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        self._require_open()
+        segment = self._segment(kind)
+        return read_rows(self._fds[kind], positions, segment.row_bytes, PAGE, self.path / segment.file)
+
+    def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        self._require_positions(positions, -1)
+        found = positions >= 0
+        out = np.full(positions.shape, -1, dtype=np.int64)
+        out[found] = self._read(kind, positions[found]).view("<i8")[:, 0]
+        check_not_missing(out[found], self._segment(kind))
+        return out
+
+    def _texts(self, positions: npt.NDArray[np.int64]) -> Iterator[str]:
+        """Yield the string ids at sorted positions."""
+        ends = self._read("ids_offsets", np.concatenate([positions, positions + 1])).view("<i8")[:, 0]
+        segment, fd = self._segment("ids_bytes"), self._fds["ids_bytes"]
+        for begin, end in ends.reshape(2, -1).T.tolist():
+            if not 0 <= begin < end <= segment.bytes:
+                file = self._segment("ids_offsets").file
+                raise CorruptIndex(f"{file}: offsets must grow within 0..{segment.bytes}, got {begin} before {end}")
+            data = read_bytes(fd, end - begin, PAGE + begin, self.path / segment.file)
+            try:
+                yield data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise CorruptIndex(f"{segment.file}: ids must be UTF-8, got {data[:40]!r}") from None
+
+
+def open_index(path: str | Path, verify: str = "headers") -> IndexReader:
+    """Open the index at `path`; see `IndexReader.open`."""
+    return IndexReader.open(path, verify)
+
+
+def verify(path: str | Path) -> list[str]:
+    """Check every byte of every file of an index; takes one bit to one byte of memory a row.
+
+    Parameters
+    ----------
+    path : directory of the index
+
+    Returns
+    -------
+    list of str
+        One sentence for each problem; empty if there is none.
+
+    Raises
+    ------
+    InvalidInput
+        If `path` is no directory.
+    FormatTooNew, FormatTooOld
+        If the index cannot be checked by this version.
+    """
+    return list(_problems(Path(path)))
+
+
+def _problems(path: Path) -> Iterator[str]:
+    try:
+        manifest = read_manifest(path)
+    except CorruptIndex as error:
+        yield str(error)
+        return
+    known = {CURRENT, manifest.file, *(segment.file for segment in manifest.segments.values())}
+    with reading(path):
+        strays = sorted(set(os.listdir(path)) - known)
+    yield from (f"{name}: the directory must hold the index only, got this besides" for name in strays)
+    for segment in manifest.segments.values():
+        try:
+            fd = open_segment(path, segment, manifest.index_id)
+        except VqdistillError as error:
+            yield str(error)
+            continue
+        try:
+            yield from segment_problems(fd, segment, manifest, path / segment.file)
+        except VqdistillError as error:
+            yield str(error)
+        finally:
+            os.close(fd)

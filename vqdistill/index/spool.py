@@ -1,0 +1,136 @@
+"""Rows on their way into an index: how dense rows and ids are encoded, and the files in which they wait."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.errors import InvalidInput
+from vqdistill.index.files import FileOps, as_bytes, open_regular, read_bytes, read_rows
+from vqdistill.types import F32Rows
+
+_MAX_ID_BYTES = 65535
+
+
+class Spool:
+    """A file of the temporary directory that is written in input order and read in list order."""
+
+    def __init__(self, ops: FileOps, path: Path) -> None:
+        self._ops, self._path = ops, path
+        self.bytes = 0
+        self._fd: int | None = ops.create(path)
+        self._read_fd: int | None = None
+
+    def write(self, array: npt.NDArray[Any]) -> None:
+        """Append the bytes of an array."""
+        assert self._fd is not None
+        data = as_bytes(array)
+        self._ops.write(self._fd, data)
+        self.bytes += data.nbytes
+
+    def load(self, n: int, width: int) -> npt.NDArray[np.uint8]:
+        """Return all of it as (n, width) uint8."""
+        return np.frombuffer(self.read(n * width, 0), dtype=np.uint8).reshape(n, width)
+
+    def rows(self, rows: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return the rows (b,) as (b, row_bytes) uint8."""
+        return read_rows(self._reader(), rows, row_bytes, 0, self._path)
+
+    def read(self, count: int, offset: int) -> bytes:
+        """Return `count` bytes from `offset` on."""
+        return read_bytes(self._reader(), count, offset, self._path)
+
+    def _reader(self) -> int:
+        if self._read_fd is None:
+            self._read_fd = open_regular(self._path)
+        return self._read_fd
+
+    def close(self) -> None:
+        """Close the file; closing twice is fine."""
+        if self._read_fd is not None:
+            os.close(self._read_fd)
+            self._read_fd = None
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            self._ops.close(fd)
+
+    def remove(self) -> None:
+        """Close and remove the file."""
+        self.close()
+        self._ops.unlink(self._path)
+
+
+def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:
+    """Convert prepared rows to what the dense segment holds.
+
+    Parameters
+    ----------
+    x : (b, d) float32, finite
+    dense : "f32", "f16" or "i8"
+    start : row number of `x[0]`, for messages
+
+    Returns
+    -------
+    (b, d) float32 or float16; or (b, 4 + d) uint8: a little-endian float32 scale = max |x| / 127, then int8 x / scale
+
+    Raises
+    ------
+    InvalidInput
+        If a value is beyond float16.
+    """
+    if dense == "f32":
+        return x
+    if dense == "f16":
+        with np.errstate(over="ignore", under="ignore"):
+            half = x.astype(np.float16)
+        bad = np.flatnonzero(np.isinf(half).any(axis=1))
+        if bad.size:
+            row = start + int(bad[0])
+            raise InvalidInput(f"vectors row {row} holds values beyond float16; store dense rows as f32 or i8")
+        return half
+    scale = np.abs(x).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)
+    # A zero row has scale 0; dividing it by 1 leaves it zero.
+    steps = np.rint(x / np.where(scale > 0, scale, np.float32(1))).clip(-127, 127).astype(np.int8)
+    return np.concatenate([scale.astype("<f4").view(np.uint8), steps.view(np.uint8)], axis=1)
+
+
+def encode_int_ids(ids: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return ids as (b,) int64.
+
+    Raises
+    ------
+    InvalidInput
+        If they are no integers of 64 bits, or one is -1.
+    """
+    array = np.asarray(ids)
+    fits = array.dtype.kind == "i" or (array.dtype.kind == "u" and (array <= 2**63 - 1).all())
+    if array.ndim != 1 or not fits:
+        raise InvalidInput(f"ids must be (rows,) int64, got {array.shape} {array.dtype}")
+    if (array == -1).any():
+        raise InvalidInput("ids must not be -1, which marks a missing result")
+    return array.astype(np.int64)
+
+
+def encode_text_id(text: Any, row: int) -> bytes:
+    """Return an id as UTF-8; `row` is for the message.
+
+    Raises
+    ------
+    InvalidInput
+        If it is no text, empty, longer than 65535 bytes, holds NUL or a lone surrogate.
+    """
+    wanted = f"id of row {row} must be text of 1..{_MAX_ID_BYTES} bytes in UTF-8 without NUL"
+    if not isinstance(text, str):
+        raise InvalidInput(f"{wanted}, got {type(text).__name__}")
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{wanted}, got {ascii(text)[:80]}") from None
+    if not 0 < len(data) <= _MAX_ID_BYTES or 0 in data:
+        raise InvalidInput(f"{wanted}, got {len(data)} bytes: {ascii(text)[:80]}")
+    return data

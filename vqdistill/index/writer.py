@@ -1,0 +1,354 @@
+"""IndexWriter: takes encoded rows in input order and publishes a finished index, or leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.config import BLOCK_ROWS, KSUB
+from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
+from vqdistill.index.spec import DENSE, ID_BYTES, IDS, MANIFEST_MAX_BYTES, Layout, Manifest, Segment
+from vqdistill.index.spool import Spool, encode_dense, encode_int_ids, encode_text_id
+from vqdistill.kernels import pack_codes
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.types import Codes, F32Rows, require_finite
+
+_CHUNK_BYTES = 4 << 20
+"""Bytes gathered at a time when rows are put into list order."""
+_CHUNK_ROWS = 2048 * BLOCK_ROWS
+"""Rows packed, and string ids gathered, at a time."""
+_MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords")
+
+Chunks = Iterator[npt.NDArray[Any]]
+
+
+class IndexWriter:
+    """Write a new index; use it as a context manager.
+
+    Everything is made in a directory `<path>.tmp-<12 hex digits>` beside `path`, which `publish` renames to `path` when
+    all is on stable storage. Any failure removes it, KeyboardInterrupt included; only a killed process leaves it, and
+    then it may be deleted and is in nobody's way. Memory: 12 bytes a row and the m bytes of its codes, 8 more for its
+    external id (int64, or a digest of the string). Dense rows and string ids wait in the temporary directory, which for
+    a moment holds them twice. The same input gives the same bytes.
+
+    Parameters
+    ----------
+    path : directory to make; must not exist, its parent must
+    model : as trained; stored in the index
+    dense : "f32", "f16", "i8" or "none"; encoding of the rows on disk
+    ids : "rows" (row numbers are the ids), "int64" or "str"
+    index_id : 16 bytes, a hash of all that the index is made from; written into every file
+    ops : file operations; replaced in tests
+
+    Raises
+    ------
+    InvalidInput
+        If an argument is not one of these, the model is malformed, or `path` exists.
+    VqdistillError
+        If the disk refuses; the message has the path and the reason.
+    """
+
+    def __init__(
+        self, path: str | Path, model: IvfPqModel, *, dense: str, ids: str, index_id: bytes, ops: FileOps | None = None
+    ) -> None:
+        self._path = Path(path)
+        self._model = model
+        self._dense = _one_of("dense", dense, DENSE)
+        self._ids = _one_of("ids", ids, IDS)
+        if len(index_id) != ID_BYTES:
+            raise InvalidInput(f"index_id must be {ID_BYTES} bytes, got {len(index_id)}")
+        self._index_id = bytes(index_id)
+        _require_model(model)
+        self._require_free_path()
+        self._ops = FileOps() if ops is None else ops
+        self._lists: list[npt.NDArray[np.int32]] = []
+        self._keys: list[npt.NDArray[np.int64]] = []
+        self._id_lengths: list[npt.NDArray[np.int64]] = []
+        self._n = 0
+        self._open = True
+        self._temporary = self._path.with_name(f"{self._path.name}.{temporary_suffix()}")
+        self._spools: dict[str, Spool] = {}
+        with self._all_or_nothing():
+            self._ops.make_dir(self._temporary)
+            wanted = {"codes": True, "dense": dense != "none", "ids": ids == "str"}
+            for name in (name for name, used in wanted.items() if used):
+                self._spools[name] = Spool(self._ops, self._temporary / f"{name}.spool")
+
+    def add(self, ids: Sequence[Any] | npt.NDArray[Any] | None, codes: Codes, x: F32Rows) -> None:
+        """Append rows, in the order of the source.
+
+        Parameters
+        ----------
+        ids : (b,) external ids: integers other than -1, or non-empty strings; None if ids are the row numbers
+        codes : as `model.encode(x)` gives them
+        x : (b, d) float32, prepared rows
+
+        Raises
+        ------
+        InvalidInput
+            If shapes, dtypes or values do not fit; the index is given up.
+        VqdistillError
+            If the disk refuses; the index is given up.
+        """
+        with self._all_or_nothing():
+            self._require_rows(codes, x)
+            self._add_ids(ids, len(x))
+            self._lists.append(codes.lists.copy())
+            self._spools["codes"].write(codes.codes)
+            if self._dense != "none":
+                self._spools["dense"].write(encode_dense(x, self._dense, self._n))
+            self._n += len(x)
+
+    def publish(self, plan: Mapping[str, Any], search: Mapping[str, int], report: Mapping[str, Any]) -> Manifest:
+        """Write the segments in list order, sync everything and let the index appear at its path.
+
+        If the very last sync (of the parent directory) fails, the complete index stays at its path.
+
+        Parameters
+        ----------
+        plan, report : JSON objects, stored as they are
+        search : defaults `nprobe` in 1..nlist and `refine` >= 0 (0 if there are no dense rows)
+
+        Raises
+        ------
+        InvalidInput
+            If there are no rows, ids repeat, an argument cannot be stored, or the path exists by now.
+        VqdistillError
+            If the disk refuses; nothing is left behind.
+        """
+        with self._all_or_nothing():
+            if self._n == 0:
+                raise InvalidInput("an index must have at least one row, got none")
+            self._refuse_repeated_ids()
+            segments = self._layout().segments()
+            # Once before the long work too, so that an unusable argument costs nothing.
+            blank = {kind: replace(segment, crc32=(0,) * segment.checksums) for kind, segment in segments.items()}
+            self._manifest(plan, search, report, blank)
+            segments = self._write_segments(segments)
+            for spool in self._spools.values():
+                spool.remove()
+            manifest = self._manifest(plan, search, report, segments)
+            publish_manifest(self._ops, self._temporary, manifest)
+            self._require_free_path()
+            self._ops.rename(self._temporary, self._path)
+            self._ops.sync_dir(self._path.parent)
+            self._open = False
+        return manifest
+
+    def abort(self) -> None:
+        """Remove all that was written; does nothing after `publish` or a failure."""
+        if not self._open:
+            return
+        self._open = False
+        for spool in self._spools.values():
+            with contextlib.suppress(OSError):
+                spool.close()
+        self._ops.remove_tree(self._temporary)
+
+    def __enter__(self) -> IndexWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        if not self._open:
+            raise InvalidInput(f"the writer of {self._path} is closed")
+        try:
+            yield
+        except OSError as error:
+            self.abort()
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and os.path.lexists(self._path):
+                raise InvalidInput(f"output {self._path} must not exist, but it does") from None
+            verb = "disk full writing" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot write"
+            raise VqdistillError(f"{verb} {self._path}: {error.strerror or error}") from error
+        except BaseException:
+            self.abort()
+            raise
+
+    def _require_free_path(self) -> None:
+        if os.path.lexists(self._path):
+            raise InvalidInput(f"output {self._path} must not exist, but it does")
+        if not self._path.parent.is_dir():
+            raise InvalidInput(f"output {self._path} must lie in a directory, but {self._path.parent} is none")
+
+    def _require_rows(self, codes: Codes, x: F32Rows) -> None:
+        d, m = self._model.d, self._model.m
+        _require_array("x", x, (len(x), d), np.float32)
+        _require_array("lists", codes.lists, (len(x),), np.int32)
+        _require_array("codes", codes.codes, (len(x), m), np.uint8)
+        require_finite(x, "vectors", self._n)
+        if len(x) and not (codes.lists.min() >= 0 and codes.lists.max() < self._model.nlist):
+            span = f"{codes.lists.min()}..{codes.lists.max()}"
+            raise InvalidInput(f"lists must be in [0, {self._model.nlist}), got {span}")
+        if len(x) and codes.codes.max() >= KSUB:
+            raise InvalidInput(f"codes must be in [0, {KSUB}), got {codes.codes.max()}")
+
+    def _add_ids(self, ids: Sequence[Any] | npt.NDArray[Any] | None, count: int) -> None:
+        if (ids is None) != (self._ids == "rows"):
+            raise InvalidInput(f"ids must be {'None' if self._ids == 'rows' else self._ids}, got {type(ids).__name__}")
+        if ids is None:
+            return
+        if len(ids) != count:
+            raise InvalidInput(f"ids must be one for each of {count} rows, got {len(ids)}")
+        if self._ids == "int64":
+            self._keys.append(encode_int_ids(ids))
+            return
+        texts = [encode_text_id(text, self._n + row) for row, text in enumerate(ids)]
+        digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+        self._keys.append(np.frombuffer(digests, dtype="<i8"))
+        self._id_lengths.append(np.array([len(text) for text in texts], dtype=np.int64))
+        self._spools["ids"].write(np.frombuffer(b"".join(texts), dtype=np.uint8))
+
+    def _refuse_repeated_ids(self) -> None:
+        if self._ids == "rows":
+            return
+        keys = np.concatenate(self._keys)
+        order = np.argsort(keys, kind="stable")
+        for at in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]).tolist():
+            first, second = int(order[at]), int(order[at + 1])
+            a, b = self._id(first, keys), self._id(second, keys)
+            # Equal digests of different strings are possible, if only just.
+            if a == b:
+                raise InvalidInput(f"ids must be unique, got {a!r} for rows {first} and {second}")
+
+    def _id(self, row: int, keys: npt.NDArray[np.int64]) -> int | str:
+        if self._ids == "int64":
+            return int(keys[row])
+        lengths = np.concatenate(self._id_lengths)
+        return self._spools["ids"].read(int(lengths[row]), int(lengths[:row].sum())).decode("utf-8")
+
+    def _layout(self) -> Layout:
+        id_bytes = self._spools["ids"].bytes if self._ids == "str" else 0
+        return _layout_of(self._model, n=self._n, dense=self._dense, ids=self._ids, id_bytes=id_bytes)
+
+    def _manifest(
+        self,
+        plan: Mapping[str, Any],
+        search: Mapping[str, int],
+        report: Mapping[str, Any],
+        segments: Mapping[str, Segment],
+    ) -> Manifest:
+        """Build the manifest and read it back, so that nothing is published that a reader would refuse."""
+        layout = self._layout()
+        manifest = Manifest(
+            generation=1,
+            index_id=self._index_id,
+            n=layout.n,
+            d=layout.d,
+            metric=self._model.metric,
+            residual=self._model.residual,
+            nlist=layout.nlist,
+            m=layout.m,
+            dsub=layout.dsub,
+            codes=layout.codes,
+            dense=layout.dense,
+            ids=layout.ids,
+            plan=plan,
+            search=search,
+            report=report,
+            segments=segments,
+        )
+        try:
+            data = manifest.to_bytes()
+            if len(data) > MANIFEST_MAX_BYTES:
+                raise ValueError(f"{len(data)} bytes")
+            return Manifest.parse(data, manifest.file)
+        except (TypeError, ValueError, RecursionError, CorruptIndex) as error:
+            raise InvalidInput(f"plan, search and report must fit a manifest, got: {error}") from None
+
+    def _write_segments(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+        lists = np.concatenate(self._lists)
+        order = np.argsort(lists, kind="stable")
+        offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
+        np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
+        whole = {"list_offsets": offsets, "rows": order} | {name: getattr(self._model, name) for name in _MODEL_ARRAYS}
+        chunked = {
+            "codes": self._packed,
+            "dense": self._dense_in,
+            "ids": self._ids_in,
+            "ids_offsets": self._id_offsets,
+            "ids_bytes": self._id_bytes_in,
+        }
+        written = {}
+        for kind, segment in segments.items():
+            chunks = [whole[kind]] if kind in whole else chunked[kind](order)
+            written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks)
+        return written
+
+    def _packed(self, order: npt.NDArray[np.int64]) -> Chunks:
+        codes = self._spools["codes"].load(self._n, self._model.m)
+        for begin in range(0, self._n, _CHUNK_ROWS):
+            yield pack_codes(codes[order[begin : begin + _CHUNK_ROWS]])
+
+    def _dense_in(self, order: npt.NDArray[np.int64]) -> Chunks:
+        row_bytes = self._layout().segments()["dense"].row_bytes
+        step = max(1, _CHUNK_BYTES // row_bytes)
+        for begin in range(0, self._n, step):
+            yield self._spools["dense"].rows(order[begin : begin + step], row_bytes)
+
+    def _ids_in(self, order: npt.NDArray[np.int64]) -> Chunks:
+        yield np.concatenate(self._keys)[order]
+
+    def _id_offsets(self, order: npt.NDArray[np.int64]) -> Chunks:
+        offsets = np.zeros(self._n + 1, dtype=np.int64)
+        np.cumsum(np.concatenate(self._id_lengths)[order], out=offsets[1:])
+        yield offsets
+
+    def _id_bytes_in(self, order: npt.NDArray[np.int64]) -> Chunks:
+        lengths = np.concatenate(self._id_lengths)
+        starts = np.cumsum(lengths) - lengths
+        for begin in range(0, self._n, _CHUNK_ROWS):
+            rows = order[begin : begin + _CHUNK_ROWS]
+            spans = zip(lengths[rows].tolist(), starts[rows].tolist(), strict=True)
+            texts = b"".join(self._spools["ids"].read(length, start) for length, start in spans)
+            yield np.frombuffer(texts, dtype=np.uint8)
+
+
+def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, id_bytes: int = 0) -> Layout:
+    return Layout(
+        n=n,
+        d=model.d,
+        nlist=model.nlist,
+        m=model.m,
+        dsub=model.dsub,
+        codes="additive" if model.additive else "pq",
+        dense=dense,
+        ids=ids,
+        id_bytes=id_bytes,
+    )
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
+    if value not in options:
+        raise InvalidInput(f"{name} must be one of {', '.join(options)}, got {value!r}")
+    return value
+
+
+def _require_array(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    got = f"{getattr(array, 'shape', type(array).__name__)} {getattr(array, 'dtype', '')}".rstrip()
+    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
+        raise InvalidInput(f"{name} must be {shape} {np.dtype(dtype).name}, got {got}")
+
+
+def _require_model(model: IvfPqModel) -> None:
+    wanted = _layout_of(model, n=1, dense="none", ids="rows").arrays
+    for name in (name for name in _MODEL_ARRAYS if name in wanted):
+        array = getattr(model, name)
+        _require_array(f"model {name}", array, wanted[name][1], np.float32)
+        if not np.isfinite(array).all():
+            raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
