@@ -1,0 +1,153 @@
+"""compile and build: from embeddings to a published index, deterministic and within its plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import vqdistill
+from vqdistill.compiler.supervision import supervise
+from vqdistill.config import IvfPqConfig
+from vqdistill.errors import InvalidInput
+from vqdistill.index.reader import open_index, verify
+from vqdistill.progress import Progress
+
+SAMPLE = Path(__file__).parents[2] / "data" / "debian-sample.h5"
+N, D = 700, 16
+
+
+@pytest.fixture(scope="module")
+def rows() -> Any:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal((8, D))[rng.integers(0, 8, N)] + 0.4 * rng.standard_normal((N, D))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def queries(rows: Any) -> Any:
+    return (rows[::4] + 0.1 * np.random.default_rng(1).standard_normal((len(rows[::4]), D))).astype(np.float32)
+
+
+def _files(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.mark.parametrize("codes", ["additive", "pq"])
+def test_same_seed_same_bytes_for_any_threads(codes: str, rows: Any, queries: Any, tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 1), ("c", 2)):
+        vqdistill.compile(rows, tmp_path / name, queries=queries, ram="4B/vec", codes=codes, seed=3, threads=threads)
+    vqdistill.compile(rows, tmp_path / "d", queries=queries, ram="4B/vec", codes=codes, seed=4, threads=1)
+    assert _files(tmp_path / "a") == _files(tmp_path / "b")
+    assert _files(tmp_path / "a") == _files(tmp_path / "c")
+    assert _files(tmp_path / "a")["codes-1.seg"] != _files(tmp_path / "d")["codes-1.seg"]
+
+
+@pytest.mark.parametrize("codes", ["additive", "pq"])
+@pytest.mark.parametrize("dense", ["f16", "f32", "i8", "none"])
+def test_written_bytes_are_the_planned_ones(codes: str, dense: str, rows: Any, queries: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.vqd"
+    report = vqdistill.compile(rows, path, queries=queries, ram="3B/vec", codes=codes, dense=dense)
+    assert verify(path) == []
+    with open_index(path) as reader:
+        planned = report["plan"]["segments"]
+        assert {kind: part.bytes for kind, part in reader.manifest.segments.items()} == {
+            kind: part["bytes"] for kind, part in planned.items()
+        }
+        assert reader.manifest.search == report["search"]
+        assert reader.manifest.m == 6
+
+
+def test_every_row_stands_once_in_list_order(rows: Any, queries: Any, tmp_path: Path) -> None:
+    path = tmp_path / "rows.vqd"
+    vqdistill.compile(rows, path, queries=queries, metric="ip", ram="4B/vec", dense="f32")
+    with open_index(path) as reader:
+        order = reader.rows_of(np.arange(N))
+        assert np.array_equal(np.sort(order), np.arange(N))
+        assert np.array_equal(reader.dense_rows(np.arange(N)), rows[order])
+        offsets = reader._arrays["list_offsets"]
+        lists = np.repeat(np.arange(reader.manifest.nlist), np.diff(offsets))
+        assert np.array_equal(reader.model.assign(rows[order]), lists)
+
+
+def test_distillation_gains_on_real_embeddings(tmp_path: Path) -> None:
+    for name, distill in (("start", False), ("distilled", True)):
+        vqdistill.compile(SAMPLE, tmp_path / name, ram="8B/vec", distill=distill)
+    with h5py.File(SAMPLE) as file:
+        test, truth = file["test"][:], file["neighbors"][:, :10]
+    recall = {}
+    for name in ("start", "distilled"):
+        index = vqdistill.open(tmp_path / name)
+        found = index.search(test, k=50, refine=0, nprobe=index.reader.manifest.nlist).rows
+        recall[name] = np.mean([len(np.intersect1d(f, t)) for f, t in zip(found, truth, strict=True)]) / 10
+    assert recall["distilled"] > recall["start"] + 0.03, recall
+
+
+def test_without_queries_the_report_says_pseudo(rows: Any, tmp_path: Path) -> None:
+    report = vqdistill.compile(rows, tmp_path / "a", queries="none", ram="4B/vec")["report"]
+    assert report["pseudo_queries"]
+    assert "unproven" in report["note"]
+
+
+def test_queries_of_the_file_are_found(rows: Any, queries: Any, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "set.h5", "w") as file:
+        file.attrs["distance"] = "angular"
+        file["train"], file["learn_queries"] = rows, queries
+    report = vqdistill.compile(tmp_path / "set.h5", tmp_path / "a", ram="4B/vec")["report"]
+    assert report["queries"] == "set.h5:learn_queries"
+    assert not report["pseudo_queries"]
+    assert report["train_queries"] + report["held_out_queries"] == len(queries)
+
+
+def test_given_scores_and_labels_teach(rows: Any, queries: Any, tmp_path: Path) -> None:
+    (tmp_path / "run.tsv").write_text(
+        "".join(f"{q}\t{4 * q}\t1.5\n{q}\t{(4 * q + 1) % N}\t0.5\n" for q in range(len(queries)))
+    )
+    np.save(tmp_path / "labels.npy", np.arange(0, N, 4, dtype=np.int32))
+    for teacher in (f"scores:{tmp_path / 'run.tsv'}", f"labels:{tmp_path / 'labels.npy'}"):
+        lesson = supervise(
+            vqdistill.open_source(rows), queries, teacher, cache=tmp_path, seed=0, threads=1, progress=Progress()
+        )
+        assert not lesson.dense
+        assert np.array_equal(lesson.relevance.top(1).docs, 4 * np.arange(len(queries)))
+        vqdistill.compile(rows, tmp_path / teacher[:5], queries=queries, teacher=teacher, ram="4B/vec")
+
+
+@pytest.mark.parametrize("teacher", ["", "labels", "labels:", "exact:x", "oracle", "scores:/nowhere"])
+def test_unusable_teachers(teacher: str, rows: Any, queries: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput):
+        vqdistill.compile(rows, tmp_path / "a", queries=queries, teacher=teacher)
+    assert not (tmp_path / "a").exists()
+
+
+def test_labels_need_queries(rows: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(5))
+    with pytest.raises(InvalidInput, match="needs learn queries"):
+        vqdistill.compile(rows, tmp_path / "a", queries="none", teacher=f"labels:{tmp_path / 'labels.npy'}")
+
+
+def test_parts_that_do_not_belong_together(rows: Any, tmp_path: Path) -> None:
+    src = vqdistill.open_source(rows)
+    plan = vqdistill.plan(src.facts, "4B/vec")
+    relevance = vqdistill.ExactTeacher(src).relevance(rows[:50], 20)
+    model = vqdistill.Distiller(IvfPqConfig(nlist=2, m=4), vqdistill.DistillConfig(enabled=False)).fit(
+        src, rows[:50], relevance
+    )
+    with pytest.raises(InvalidInput, match="plan, model and source must agree"):
+        vqdistill.build(plan, model, src, tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 33])
+def test_tiny_corpora(n: int, rows: Any, tmp_path: Path) -> None:
+    vqdistill.compile(rows[:n], tmp_path / "a", ram="8B/vec")
+    _, ids = vqdistill.open(tmp_path / "a").search(rows[:n], k=1)
+    assert np.array_equal(ids[:, 0], np.arange(n))
+
+
+def test_a_total_budget_bounds_everything_resident(rows: Any, queries: Any, tmp_path: Path) -> None:
+    vqdistill.compile(rows, tmp_path / "a", queries=queries, ram="24KiB")
+    with open_index(tmp_path / "a") as reader:
+        assert reader.resident_bytes <= 24 << 10

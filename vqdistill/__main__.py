@@ -1,0 +1,5 @@
+"""`python -m vqdistill` is the command line."""
+
+from vqdistill.cli import main
+
+main()

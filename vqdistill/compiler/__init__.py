@@ -1,0 +1,1 @@
+"""Facts and a budget become a plan, a plan and a model become an index."""

@@ -1,0 +1,195 @@
+"""Runs a plan: relevance, model, then one streamed pass over the rows into a published index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import threadpoolctl
+
+from vqdistill.compiler.passes import default_codes
+from vqdistill.compiler.passes import plan as make_plan
+from vqdistill.compiler.plan import CompilePlan
+from vqdistill.compiler.supervision import Supervision, supervise
+from vqdistill.config import Budget, DistillConfig, SearchParams
+from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.distill.terms import QueryTerms
+from vqdistill.distill.trainer import Distiller
+from vqdistill.errors import InvalidInput
+from vqdistill.index.spec import ID_BYTES
+from vqdistill.index.writer import IndexWriter
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.progress import Progress
+
+DEFAULT_REFINE = 100
+"""Candidates that a search verifies unless told otherwise; see SearchParams.refine."""
+_UNCALIBRATED_SHARE = 0.25
+"""Share of the lists visited by default where no held-out query has said how many it takes."""
+
+
+def compile(
+    input: Any,
+    out: str | Path,
+    *,
+    queries: Any = None,
+    teacher: str = "exact",
+    ids: Any = None,
+    metric: str | None = None,
+    ram: str | Budget = "32B/vec",
+    dense: str = "f16",
+    codes: str | None = None,
+    distill: bool = True,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Compile embeddings into an index directory.
+
+    Parameters
+    ----------
+    input : path, `FILE:key`, folder or glob of shards, NumPy array or torch tensor of shape (n, d)
+    out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
+    queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
+        "none" = pseudo-queries made from the corpus
+    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents), of the queries
+    ids : external ids, see `open_source`; None = row numbers
+    metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
+    ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
+    dense : rows on disk that verify candidates: "f16", "f32", "i8" or "none"
+    codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
+        and the metric allow it, otherwise pq
+    distill : False stops after the undistilled start
+    seed : of every random choice; same input, options and seed give the same bytes
+    threads : None = all cores that this process may use
+
+    Returns
+    -------
+    dict
+        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `seconds`.
+
+    Raises
+    ------
+    InvalidInput
+        If an option, file or row is not usable, or `out` exists.
+    BudgetInfeasible
+        If nothing fits `ram`.
+    VqdistillError
+        If the disk refuses; nothing is left at `out`.
+    """
+    progress = progress or Progress()
+    threads = threads or len(os.sched_getaffinity(0))
+    begin = time.perf_counter()
+    if os.path.lexists(out):
+        raise InvalidInput(f"{out} exists already; remove it or choose another name")
+    src = open_source(input, metric=metric, ids=ids)
+    ids_kind = src.ids.kind if src.ids else "rows"
+    plan = make_plan(
+        src.facts, ram, codes=codes or default_codes(src.metric, distill), dense=dense, seed=seed, ids_kind=ids_kind
+    )
+    progress.note(plan.explain())
+    with _limit_threads(threads):
+        lesson = supervise(
+            src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
+        )
+        distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
+        model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
+        nprobe = distiller.report.pop("nprobe", default_nprobe(model))
+        search = SearchParams(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE)
+        report = _report(distiller.report, lesson)
+        build(plan, model, src, out, terms=distiller.terms, search=search, report=report, progress=progress)
+    defaults = {"nprobe": search.nprobe, "refine": search.refine}
+    return {"plan": plan.to_json(), "report": report, "search": defaults, "seconds": time.perf_counter() - begin}
+
+
+def build(
+    plan: CompilePlan,
+    model: IvfPqModel,
+    src: EmbeddingSource,
+    path: str | Path,
+    *,
+    terms: QueryTerms | None = None,
+    search: SearchParams | None = None,
+    report: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Encode every row of `src` and publish the index at `path`.
+
+    Parameters
+    ----------
+    plan, model : as `plan(...)` and `Distiller.fit` gave them
+    path : directory to make; must not exist
+    terms : queries of every row that additive codes serve, `Distiller.terms`; None = the rows alone
+    search : defaults stored in the index; None = a quarter of the lists, 100 candidates verified
+    report : JSON object stored in the manifest
+
+    Raises
+    ------
+    InvalidInput
+        If `path` exists, or plan, model and source do not belong together.
+    VqdistillError
+        If the disk refuses; nothing is left behind.
+    """
+    progress = progress or Progress()
+    _require_match(plan, model, src)
+    refine = 0 if plan.dense == "none" else DEFAULT_REFINE
+    search = search or SearchParams(nprobe=default_nprobe(model), refine=refine)
+    index_id = _index_id(plan, model, src)
+    with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id) as writer:
+        with progress.stage("encode", src.n) as stage:
+            for block in src.blocks():
+                ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
+                rows = np.arange(block.start, block.start + len(block.rows))
+                codes = model.encode(block.rows, None if terms is None else terms.take(rows))
+                writer.add(ids, codes, block.rows)
+                stage.advance(len(block.rows))
+        with progress.stage("write index"):
+            writer.publish(plan.to_json(), {"nprobe": search.nprobe, "refine": search.refine}, report or {})
+
+
+def default_nprobe(model: IvfPqModel) -> int:
+    """Lists to visit where nothing was calibrated."""
+    return max(1, round(_UNCALIBRATED_SHARE * model.nlist))
+
+
+def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
+    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo}
+    if lesson.pseudo:
+        report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
+    return report
+
+
+def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
+    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m)
+    got = (src.n, model.d, model.metric.value, model.nlist, model.m)
+    if planned != got or src.dim != model.d or src.metric is not model.metric:
+        raise InvalidInput(
+            f"plan, model and source must agree in n, d, metric, nlist and m: planned {planned}, got {got}"
+        )
+
+
+def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
+    digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
+    digest.update(src.fingerprint().encode())
+    for name, value in sorted(vars(model).items()):
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else f"{name}={value}".encode())
+    return digest.digest()
+
+
+@contextmanager
+def _limit_threads(threads: int) -> Iterator[None]:
+    """Give BLAS, OpenMP (torch, faiss) and Numba this many threads, and give back what they had."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    try:
+        with threadpoolctl.threadpool_limits(threads):
+            yield
+    finally:
+        numba.set_num_threads(before)

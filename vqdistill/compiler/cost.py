@@ -1,0 +1,71 @@
+"""Bytes and work of an index, by arithmetic alone: no row is read, nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vqdistill.config import KSUB, IvfPqConfig
+from vqdistill.index.spec import Layout
+
+
+def codeword_dims(d: int, model: IvfPqConfig) -> int:
+    """Return dsub, the dimensions of a codeword: all `d` for additive codes, else the `m`-th part, rounded up."""
+    return d if model.codes == "additive" else -(-d // model.m)
+
+
+def largest_m(d: int) -> int:
+    """Return the most codes for a row of `d` dimensions: even, at most 256, and one dimension or more for each."""
+    return max(2, min(256, d // 2 * 2))
+
+
+def bytes_per_vector(m: int) -> int:
+    """Return what one more row adds to memory: `m` codes of four bits."""
+    return m // 2
+
+
+def layout(n: int, d: int, model: IvfPqConfig, dense: str = "none", ids: str = "rows") -> Layout:
+    """Return the layout of `n` rows of `d` dimensions; its segments know their bytes (string ids: without the text)."""
+    return Layout(
+        n=n,
+        d=d,
+        nlist=model.nlist,
+        m=model.m,
+        dsub=codeword_dims(d, model),
+        dense=dense,
+        ids=ids,
+        codes=model.codes,
+    )
+
+
+def resident_bytes(n: int, d: int, model: IvfPqConfig) -> int:
+    """Return what a searcher holds in memory, of which only the codes grow with `n`."""
+    return layout(n, d, model).resident_bytes
+
+
+def fixed_bytes(d: int, model: IvfPqConfig) -> int:
+    """Return the resident bytes that do not grow with the rows."""
+    return resident_bytes(0, d, model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """Expected work of one query, if rows spread evenly over the lists."""
+
+    codes: int
+    """Codes scanned."""
+    code_bytes: int
+    """Bytes of codes scanned."""
+    multiplications: int
+    """Multiply-adds of routing, rotation and look-up table."""
+
+
+def query_work(n: int, d: int, model: IvfPqConfig, *, nprobe: int) -> Work:
+    """Return the work of one query that visits `nprobe` lists, without the verification of candidates."""
+    codes = -(-n * nprobe // model.nlist)
+    dsub = codeword_dims(d, model)
+    rotation = 0 if model.codes == "additive" else model.m * dsub * d
+    return Work(
+        codes=codes,
+        code_bytes=codes * bytes_per_vector(model.m),
+        multiplications=model.nlist * d + rotation + model.m * KSUB * dsub,
+    )

@@ -1,0 +1,90 @@
+"""Where training gets its queries and relevance from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqdistill.data.judgments import read_labels, read_scores
+from vqdistill.data.relevance import Relevance
+from vqdistill.data.sources import EmbeddingSource, open_queries
+from vqdistill.data.teacher import CachedTeacher, ExactTeacher, pseudo_queries
+from vqdistill.errors import InvalidInput
+from vqdistill.progress import Progress
+from vqdistill.types import F32Rows
+
+DEPTH = 200
+"""Teacher documents per query (Distill-VQ uses the top 200)."""
+MAX_QUERIES = 16_384
+"""Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
+PSEUDO_QUERIES = 8_192
+"""Pseudo-queries made when there are none."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Learn queries and what their teacher ranks."""
+
+    queries: F32Rows
+    """(q, d) float32, prepared"""
+    relevance: Relevance
+    origin: str
+    """Where the queries are from, for the report."""
+    pseudo: bool
+    """Whether the queries were made from the corpus."""
+    dense: bool
+    """Whether relevance is the similarity of the dense vectors."""
+
+
+def supervise(
+    src: EmbeddingSource, queries: Any, teacher: str, *, cache: Path, seed: int, threads: int, progress: Progress
+) -> Supervision:
+    """Find learn queries and relevance for the rows of `src`; parameters as for `compile`.
+
+    Raises
+    ------
+    InvalidInput
+        If `teacher` is none of its forms, or needs real queries and there are none.
+    """
+    kind, _, path = teacher.partition(":")
+    if kind not in ("exact", "scores", "labels") or (kind == "exact") != (path == ""):
+        raise InvalidInput(f'teacher must be "exact", "scores:FILE" or "labels:FILE", got {teacher!r}')
+    rng = np.random.default_rng([seed, 2])
+    opened = _learn_queries(src, queries)
+    if opened is None:
+        if kind != "exact":
+            raise InvalidInput(f"teacher {teacher!r} needs learn queries, got none")
+        return _pseudo(src, seed, cache, threads, progress)
+    picked = np.sort(rng.permutation(opened.n)[:MAX_QUERIES])
+    rows = opened.take(picked)
+    if kind == "exact":
+        relevance = _exact(src, rows, None, cache, threads, progress)
+    else:
+        read = read_scores if kind == "scores" else read_labels
+        relevance = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids).select(picked)
+    return Supervision(rows, relevance, opened.name.rpartition("/")[2], False, kind == "exact")
+
+
+def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
+    if queries is None:
+        return src.companion("learn_queries")
+    if isinstance(queries, str) and queries == "none":
+        return None
+    return open_queries(queries, src)
+
+
+def _pseudo(src: EmbeddingSource, seed: int, cache: Path, threads: int, progress: Progress) -> Supervision:
+    with progress.stage("pseudo-queries"):
+        made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), seed, threads)
+    return Supervision(made, _exact(src, made, origins, cache, threads, progress), "pseudo-queries", True, True)
+
+
+def _exact(
+    src: EmbeddingSource, queries: F32Rows, exclude: Any, cache: Path, threads: int, progress: Progress
+) -> Relevance:
+    with progress.stage("exact teacher", src.n) as stage:
+        teacher = CachedTeacher(ExactTeacher(src, threads, stage.advance), cache)
+        return teacher.relevance(queries, DEPTH, exclude)
