@@ -1,0 +1,1 @@
+"""Quality of search results: metrics, and the evaluation of an index on a dataset."""
