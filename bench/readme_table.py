@@ -1,0 +1,110 @@
+"""Compile and measure datasets at several budgets; keep the raw figures, print the table of the README.
+
+    python bench/readme_table.py ../shared/data/debian.h5 ../shared/data/pypi200k-int8.h5
+
+Each run is stored as bench/results/<dataset>-<bytes>-<codebooks>.json and is not repeated while that file exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import vqdistill
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """Run one command of the command line; return its JSON with seconds and peak memory of the process."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "vqdistill", *arguments, "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
+    return {"command": arguments, "seconds": seconds, "peak_rss_bytes": peak, "output": json.loads(text)}
+
+
+def measure(dataset: Path, ram: int, distilled: bool, threads: int) -> dict[str, Any]:
+    """Compile one index, and evaluate it at its defaults and with every list visited."""
+    with tempfile.TemporaryDirectory() as directory:
+        index = f"{directory}/index.vqd"
+        options = ["--metric", "cosine", "--ram", f"{ram}B/vec", "--threads", str(threads)]
+        compiled = run("compile", str(dataset), "-o", index, *options, *([] if distilled else ["--no-distill"]))
+        probed = run("eval", index, str(dataset), "-k", "10", "--refine", "100")
+        exhaustive = run("eval", index, str(dataset), "-k", "10", "--nprobe", "all", "--refine", "100")
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    return {
+        "dataset": dataset.stem,
+        "ram_bytes_per_vector": ram,
+        "distilled": distilled,
+        "version": vqdistill.__version__,
+        "python": platform.python_version(),
+        "machine": machine,
+        "compile": compiled,
+        "eval": probed,
+        "eval_all_lists": exhaustive,
+    }
+
+
+def row(result: dict[str, Any]) -> str:
+    """Return one line of the table."""
+    probed, exhaustive = result["eval"]["output"], result["eval_all_lists"]["output"]
+    mrr = probed.get("mrr_at_10")
+    cells = (
+        result["dataset"],
+        f"{result['ram_bytes_per_vector']}",
+        "distilled" if result["distilled"] else "start",
+        f"{probed['recall_at_k']:.3f}",
+        f"{probed['recall_at_k_codes_only']:.3f}",
+        f"{exhaustive['candidate_recall']:.3f}",
+        "-" if mrr is None else f"{mrr:.3f}",
+        f"{probed['queries_per_s']:,.0f}",
+        f"{result['compile']['seconds']:.0f}",
+        f"{result['compile']['peak_rss_bytes'] / 2**20:,.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+HEADER = """\
+| dataset | B/vector | codebooks | recall@10, 100 reads | recall@10, codes only | candidate recall, all lists | MRR@10 \
+| queries/s | compile s | peak MiB |
+|---|---|---|---|---|---|---|---|---|---|"""
+
+
+def main() -> None:
+    """Measure what has no stored result yet, then print the table of all that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("datasets", nargs="+", type=Path)
+    parser.add_argument("--ram", nargs="+", type=int, default=[16, 32], help="bytes a vector")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for dataset in options.datasets:
+        for ram in options.ram:
+            for distilled in (False, True):
+                stored = options.results / f"{dataset.stem}-{ram}-{'distilled' if distilled else 'start'}.json"
+                if not stored.exists():
+                    result = measure(dataset, ram, distilled, options.threads)
+                    stored.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+                rows.append(row(json.loads(stored.read_text())))
+    print(HEADER, *rows, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

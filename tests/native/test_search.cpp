@@ -1,0 +1,125 @@
+// Many threads in one IvfSearch, for the sanitizers: small integers, so that all of them must find the same.
+#include <random>
+#include <thread>
+
+#include "checks.h"
+#include "ivf_search.h"
+#include "pack.h"
+#include "parallel.h"
+
+using namespace vqdistill;
+
+namespace {
+
+constexpr std::size_t kRows = 3000, kD = 16, kM = 8, kDsub = 2, kLists = 12, kQueries = 40, kBest = 10;
+
+struct Arrays {
+    std::vector<std::int64_t> list_offsets;
+    std::vector<float> router, coarse, mean, rotation, codewords, queries;
+    std::vector<std::uint8_t> packed;
+};
+
+std::vector<float> integers(std::size_t n, std::mt19937& random) {
+    std::vector<float> values(n);
+    for (float& value : values) value = static_cast<float>(static_cast<int>(random() % 9) - 4);
+    return values;
+}
+
+Arrays random_arrays() {
+    std::mt19937 random(2);
+    Arrays arrays;
+    for (std::size_t l = 0; l <= kLists; ++l)
+        arrays.list_offsets.push_back(static_cast<std::int64_t>(l * kRows / kLists));
+    arrays.router = integers(kLists * kD, random);
+    arrays.coarse = integers(kLists * kD, random);
+    arrays.mean = integers(kD, random);
+    arrays.rotation = integers(kM * kDsub * kD, random);
+    arrays.codewords = integers(kM * kSub * kDsub, random);
+    arrays.queries = integers(kQueries * kD, random);
+    std::vector<std::uint8_t> codes(kRows * kM);
+    for (std::uint8_t& code : codes) code = random() % kSub;
+    arrays.packed.resize(block_count(kRows) * kM / 2 * kBlockRows);
+    CHECK(pack_codes(codes.data(), kRows, kM, arrays.packed.data()));
+    return arrays;
+}
+
+IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
+    return {metric,
+            residual,
+            kLists,
+            kD,
+            kM,
+            kDsub,
+            arrays.list_offsets.data(),
+            arrays.router.data(),
+            arrays.coarse.data(),
+            arrays.mean.data(),
+            arrays.rotation.data(),
+            arrays.codewords.data(),
+            arrays.packed.data()};
+}
+
+struct Found {
+    std::vector<float> scores = std::vector<float>(kQueries * kBest);
+    std::vector<std::int64_t> positions = std::vector<std::int64_t>(kQueries * kBest);
+};
+
+Found find(const IvfSearch& search, const Arrays& arrays, std::size_t threads) {
+    Found found;
+    const SearchOptions options{kBest, 4, 0, threads};
+    const SearchStats stats =
+        search.search(arrays.queries.data(), kQueries, options, found.scores.data(), found.positions.data());
+    CHECK(stats.lists == 4 * kQueries);
+    return found;
+}
+
+void check_concurrent_searches(const Arrays& arrays, Metric metric, bool residual) {
+    const IvfSearch search(view_of(arrays, metric, residual), DiskTier(-1, 0, DenseDtype::none, kD));
+    const Found wanted = find(search, arrays, 1);
+    std::vector<std::thread> callers;
+    for (std::size_t caller = 0; caller < 4; ++caller)
+        callers.emplace_back([&, caller] {
+            for (int repeat = 0; repeat < 5; ++repeat) {
+                const Found found = find(search, arrays, 1 + caller);
+                CHECK(found.positions == wanted.positions && found.scores == wanted.scores);
+            }
+        });
+    for (std::thread& caller : callers) caller.join();
+}
+
+void check_each_task_runs_once() {
+    for (const std::size_t threads : {1, 2, 7})
+        for (const std::size_t tasks : {0, 1, 5, 1000}) {
+            std::vector<std::atomic<int>> runs(tasks);
+            run_parallel(tasks, threads, [&](const auto& next) {
+                for (std::size_t task = next(); task < tasks; task = next()) ++runs[task];
+            });
+            for (const std::atomic<int>& count : runs) CHECK(count == 1);
+        }
+}
+
+void check_exception_reaches_the_caller() {
+    for (const std::size_t threads : {1, 3}) {
+        bool caught = false;
+        try {
+            run_parallel(100, threads, [&](const auto& next) {
+                for (std::size_t task = next(); task < 100; task = next())
+                    if (task == 5) throw std::system_error(EIO, std::generic_category());
+            });
+        } catch (const std::system_error& error) {
+            caught = error.code().value() == EIO;
+        }
+        CHECK(caught);
+    }
+}
+
+}  // namespace
+
+int main() {
+    const Arrays arrays = random_arrays();
+    check_concurrent_searches(arrays, Metric::ip, false);
+    check_concurrent_searches(arrays, Metric::ip, true);
+    check_concurrent_searches(arrays, Metric::l2, false);
+    check_each_task_runs_once();
+    check_exception_reaches_the_caller();
+}

@@ -1,0 +1,227 @@
+"""The floors of the house: imports go down only, without cycles, and each third-party library has its doors.
+
+Sources are read with `ast`; nothing is imported, so this test also holds where an optional library is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "vqdistill"
+
+FLOORS = {
+    "errors": 0,
+    "types": 0,
+    "config": 0,
+    "progress": 0,
+    "_native": 1,
+    "kernels": 1,
+    "data": 2,
+    "model": 2,
+    "distill": 3,
+    "index": 3,
+    "compiler": 4,
+    "searcher": 4,
+    "evaluate": 5,
+    "cli": 7,
+    "__main__": 8,
+    "": 9,  # vqdistill/__init__.py: only names, loaded when they are used
+}
+
+SAME_FLOOR = {
+    ("types", "errors"),
+    ("config", "types"),
+    ("config", "errors"),
+    ("kernels", "_native"),
+    ("__main__", "cli"),
+}
+"""Imports between different rooms of one floor."""
+
+ABSENT = {
+    "index": {"data", "distill"},
+    "distill": {"index"},
+    "searcher": {"data", "distill", "kernels"},
+    "compiler.plan": {"data", "distill", "model", "kernels"},
+    "compiler.cost": {"data", "distill", "model", "kernels"},
+    "compiler.passes": {"data", "distill", "model", "kernels"},
+    "evaluate.metrics": {"data", "model", "index", "searcher", "compiler", "kernels"},
+}
+"""Rooms that lie below but that these must not know, although the floors would allow it."""
+
+DOORS = {
+    "_native": {"kernels", "index.reader", "searcher"},
+    "numba": {"kernels.jit", "kernels.additive", "compiler.build"},  # build only bounds its threads
+    "torch": {"distill"},
+    "faiss": {"data.teacher", "targets.faiss"},
+    "h5py": {"data"},
+    "pyarrow": {"data"},
+    "sklearn": {"model.kmeans"},
+    "threadpoolctl": {"data.exact", "model", "distill", "compiler.build"},
+    "click": {"cli"},
+    "tqdm": {"progress"},
+    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli"}
+    | {"compiler.build", "compiler.supervision"},
+}
+"""The modules or packages through which each library comes in; a library that is not listed does not come in."""
+
+LATE = {
+    ("data", "pyarrow"),
+    ("index.reader", "vqdistill.model.ivfpq"),
+    ("cli", "vqdistill.data.sources"),
+    ("cli", "vqdistill.evaluate.run"),
+    ("evaluate.memory", "vqdistill.searcher"),
+}
+"""Imports inside functions: optional libraries, and what would bring heavy ones into every search."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import statement."""
+
+    module: str
+    """Importing module, without the package name: "index.reader"."""
+    name: str
+    """Imported module, in full: "vqdistill.index.spec", "numpy"."""
+    late: bool
+    """Stands inside a function."""
+    typing: bool
+    """Stands under `if TYPE_CHECKING`."""
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(module: str, tree: ast.AST, late: bool = False, typing: bool = False) -> list[Import]:
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        inner = late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        hints = typing or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        if isinstance(node, ast.Import):
+            found += [Import(module, alias.name, inner, hints) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            found += [Import(module, target(node.module or "", alias.name), inner, hints) for alias in node.names]
+        else:
+            found += imports_of(module, node, inner, hints)
+    return found
+
+
+def target(module: str, name: str) -> str:
+    """Resolve `from module import name`, where `name` may itself be a module of ours."""
+    full = f"{module}.{name}"
+    ours = full.removeprefix("vqdistill.")
+    return full if module.startswith("vqdistill") and (ours in MODULES or ours == "_native") else module
+
+
+IMPORTS = [item for name, tree in MODULES.items() for item in imports_of(name, tree)]
+OURS = [
+    Import(item.module, item.name.removeprefix("vqdistill").removeprefix("."), item.late, item.typing)
+    for item in IMPORTS
+    if item.name.split(".")[0] == "vqdistill"
+]
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def within(module: str, places: set[str]) -> bool:
+    return any(module == place or module.startswith(f"{place}.") for place in places)
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {room(module) for module in MODULES} <= FLOORS.keys()
+
+
+def test_imports_go_down_only() -> None:
+    for item in OURS:
+        source, wanted = room(item.module), room(item.name)
+        if source in ("", wanted) or (source, wanted) in SAME_FLOOR or item.name == "":
+            continue
+        assert FLOORS[wanted] < FLOORS[source], f"{item.module} must not import {item.name}"
+
+
+def test_only_the_command_line_uses_the_public_names() -> None:
+    assert {item.module for item in OURS if item.name == ""} <= {"cli"}
+
+
+def test_what_must_not_be_known_is_not_imported() -> None:
+    for place, strangers in ABSENT.items():
+        for item in OURS:
+            if within(item.module, {place}):
+                assert room(item.name) not in strangers, f"{item.module} must not know {item.name}"
+
+
+def test_there_is_no_cycle() -> None:
+    graph = {module: {item.name for item in OURS if item.module == module and not item.typing} for module in MODULES}
+    for module in graph:  # a package's __init__ runs before its modules, but only counts where it imports something
+        graph[module].discard(module)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import cycle: {' -> '.join((*path, module))}"
+        if module not in done:
+            for below in sorted(graph.get(module, ())):
+                visit(below, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_each_library_comes_in_by_its_doors(library: str) -> None:
+    for item in IMPORTS:
+        if item.name == f"vqdistill.{library}" or item.name.split(".")[0] == library:
+            assert within(item.module, DOORS[library]), f"{item.module} must not import {library}"
+
+
+def test_no_other_library_comes_in() -> None:
+    for item in IMPORTS:
+        top = item.name.split(".")[0]
+        assert top in sys.stdlib_module_names or top == "vqdistill" or top in DOORS, f"{item.module} imports {top}"
+
+
+def test_imports_inside_functions_are_on_the_short_list() -> None:
+    for item in IMPORTS:
+        if item.late:
+            top = item.name.split(".")[0]
+            allowed = any(within(item.module, {place}) and name in (top, item.name) for place, name in LATE)
+            assert allowed, f"{item.module} imports {item.name} inside a function"
+
+
+def test_the_test_sees_a_breach() -> None:
+    tree = ast.parse("def f():\n    import torch\nif TYPE_CHECKING:\n    from vqdistill.index import spec\n")
+    late, typed = imports_of("model.kmeans", tree)
+    assert (late.name, late.late) == ("torch", True)
+    assert (typed.name, typed.typing) == ("vqdistill.index.spec", True)
+    assert not within("model.kmeans", DOORS["torch"])
+
+
+def test_only_bindings_cpp_knows_pybind11_and_python() -> None:
+    sources = [path for path in (ROOT / "csrc").iterdir() if path.suffix in (".h", ".cpp")]
+    assert sources
+    for path in sources:
+        if path.name != "bindings.cpp":
+            assert not re.search(r"#include\s*[<\"](pybind11|Python\.h)", path.read_text(encoding="utf-8")), path.name
+
+
+def test_cpp_parses_no_file() -> None:
+    for path in (ROOT / "csrc").iterdir():
+        assert not re.search(r"\b(fopen|ifstream|::open|mmap)\b\s*\(?", path.read_text(encoding="utf-8")), path.name

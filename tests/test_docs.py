@@ -1,0 +1,87 @@
+"""Every Python and shell block of the README and of docs/ runs as printed.
+
+The blocks of one document run in order, each in a process of its own, in one temporary directory that holds
+data/debian-sample.h5, corpus.npy and emb.npy (documents), queries.npy and q.npy (queries), and corpus.vqd, the index of
+corpus.npy. `make` lines are only dry-run in the repository, since `make test` is what runs this test; the demo's script
+runs in test_demo.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vqdistill
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN = {"python": [sys.executable, "-"], "sh": ["bash", "-euo", "pipefail", "-s"]}
+SHOWN = {"text", "json"}
+"""Languages of blocks that are output, not input."""
+
+
+@pytest.fixture(scope="module", params=DOCUMENTS, ids=lambda path: path.name)
+def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    place = tmp_path_factory.mktemp("docs")
+    (place / "data").symlink_to(ROOT / "data")
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2200, 32)).astype(np.float32) @ rng.standard_normal((32, 32)).astype(np.float32)
+    for name in ("corpus", "emb"):
+        np.save(place / f"{name}.npy", rows[:2000])
+    for name in ("queries", "q"):
+        np.save(place / f"{name}.npy", rows[2000:])
+    text = request.param.read_text(encoding="utf-8")
+    if "corpus.vqd" in text and request.param.name != "README.md":  # the README makes its own
+        vqdistill.compile(place / "corpus.npy", place / "corpus.vqd", queries="none", distill=False)
+    return text, place
+
+
+def run(language: str, code: str, place: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    makes = language == "sh" and all(line.startswith("make ") for line in code.splitlines())
+    if makes:
+        code = code.replace("make ", "make -n ")
+    done = subprocess.run(
+        RUN[language],
+        input=code,
+        cwd=ROOT if makes else place,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_block_runs_as_printed(workshop: tuple[str, Path]) -> None:
+    text, place = workshop
+    for language, code in BLOCK.findall(text):
+        assert language in RUN or language in SHOWN, f"a block must be {', '.join([*RUN, *SHOWN])}, got {language!r}"
+        if language in RUN:
+            run(language, code, place)
+
+
+def test_no_block_is_missed() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert 2 * len(BLOCK.findall(text)) == text.count("```"), document.name
+
+
+def test_the_uses_in_the_readme_are_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    assert sum(language == "python" for language, _ in blocks) >= 2
+    assert all(len(code.splitlines()) <= 10 for _, code in blocks)
+
+
+def test_relative_links_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text(encoding="utf-8")):
+            assert (document.parent / link).exists(), f"{document.name}: {link}"
