@@ -57,13 +57,13 @@ ABSENT = {
 
 DOORS = {
     "_native": {"kernels", "index.reader", "searcher"},
-    "numba": {"kernels.jit", "kernels.additive", "compiler.build"},  # build only bounds its threads
+    "numba": {"kernels.jit", "kernels.additive", "kernels.threads"},
     "torch": {"distill"},
     "faiss": {"data.teacher", "targets.faiss"},
     "h5py": {"data"},
     "pyarrow": {"data"},
     "sklearn": {"model.kmeans"},
-    "threadpoolctl": {"data.exact", "model", "distill", "compiler.build"},
+    "threadpoolctl": {"data.exact", "kernels.threads"},
     "click": {"cli"},
     "tqdm": {"progress"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli"}

@@ -92,11 +92,13 @@ def test_bound_must_be_positive(values: dict[str, Any]) -> None:
 
 MODEL = {"nlist": 4, "m": 8}
 SEARCH = {"nprobe": 1}
+RATES = ("codewords", "rotation", "tables", "router")
 
 REFUSED = [
     (IvfPqConfig, MODEL, "nlist", [0, -1, 2**24 + 1, 2.0, "4", True, None]),
     (IvfPqConfig, MODEL, "m", [0, 1, 3, 258, 8.0, None]),
     (IvfPqConfig, MODEL, "codes", ["opq", "PQ", "", None]),
+    (IvfPqConfig, MODEL, "residual", ["yes", 1]),
     (IvfPqConfig, MODEL, "seed", [-1, 0.5, None]),
     (DistillConfig, {}, "depth", [0, -1, 1.5, None]),
     (DistillConfig, {}, "batch", [0, "8"]),
@@ -108,6 +110,7 @@ REFUSED = [
     (DistillConfig, {}, "seed", [-1, None]),
     (DistillConfig, {}, "train_bytes", [0, (1 << 20) - 1, float(1 << 30)]),
     (DistillConfig, {}, "list_length", [1, 0.0, 200.5, float("nan"), float("inf")]),
+    *((DistillConfig, {}, f"{name}_rate", [-0.1, float("nan"), float("inf"), None]) for name in RATES),
     (SearchParams, SEARCH, "nprobe", [0, -1, 1.0, True]),
     (SearchParams, SEARCH, "refine", [-1, None, 0.5]),
     (SearchParams, SEARCH, "threads", [0, 1025, None]),

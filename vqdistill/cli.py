@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 import vqdistill as vqd
+from vqdistill.compiler.passes import default_codes
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.reader import verify
 from vqdistill.progress import ConsoleProgress
@@ -105,7 +106,6 @@ def plan_command(
     source: str, out: str | None, queries: str | None, teacher: str, as_json: bool, **options: Any
 ) -> None:
     """Show what `compile` with the same options would build; trains nothing, writes nothing."""
-    from vqdistill.compiler.passes import default_codes
     from vqdistill.data.sources import open_queries
 
     if out is not None and os.path.lexists(out):

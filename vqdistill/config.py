@@ -26,6 +26,10 @@ def _is_int(value: Any, low: int, high: int | None = None) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What the index may keep in memory: bytes for each added vector, or bytes for the whole resident set."""
@@ -61,7 +65,7 @@ class Budget:
         unit = _UNITS.get(found[2].lower()) if found else None
         if found is None or unit is None:
             raise InvalidInput(f'ram must be a size such as "32B/vec" or "64MiB", got {text!r}')
-        size = float(found[1]) * unit
+        size = min(float(found[1]) * unit, 2.0**63)  # more is out of range, and int(inf) would not say so
         return cls(bytes_per_vector=size) if found[3] else cls(ram_bytes=int(size))
 
 
@@ -75,7 +79,7 @@ class IvfPqConfig:
     """Codes a row, even; a row takes m / 2 bytes. More: better recall, a proportionally longer scan."""
     codes: str = "additive"
     """"additive": m codebooks of full dimension, whose sum stands for a row; most recall per byte, dearer look-up
-    tables (16 m d products a query) and encoding. "pq": rotation and m subspaces, as other engines have; l2 needs it."""
+    tables (16 m d products a query) and encoding. "pq": rotation and m subspaces, as elsewhere; l2 needs it."""
     residual: bool | None = None
     """Code x - coarse[list] (True) or x - mean (False). None: additive codes take residuals, whose list tells them 8
     bits or more for nothing; product codes try both, and held-out queries decide. l2 codes the vector only."""
@@ -86,6 +90,9 @@ class IvfPqConfig:
         _require(_is_int(self.nlist, 1, 2**24), "nlist", self.nlist, "an integer in 1..2^24")
         _require(_is_int(self.m, 2, 256) and self.m % 2 == 0, "m", self.m, "an even integer in 2..256")
         _require(self.codes in ("additive", "pq"), "codes", self.codes, "additive or pq")
+        _require(
+            self.residual is None or isinstance(self.residual, bool), "residual", self.residual, "True, False or None"
+        )
         _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
 
 
@@ -131,6 +138,8 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name in ("depth", "batch", "steps", "eval_every", "patience", "held_out"):
             _require(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive integer")
+        for name in ("codewords_rate", "rotation_rate", "tables_rate", "router_rate"):
+            _require(_is_finite(getattr(self, name)), name, getattr(self, name), "a finite number of at least 0")
         _require(_is_int(self.random_docs, 0), "random_docs", self.random_docs, "a non-negative integer")
         _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
         _require(_is_int(self.train_bytes, 1 << 20), "train_bytes", self.train_bytes, "at least 1 MiB")

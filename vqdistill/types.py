@@ -113,7 +113,8 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
             rows = rows[None]
         if rows.dtype.kind not in "fiuV":
             raise TypeError
-        out = np.ascontiguousarray(rows, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinity, which is refused below
+            out = np.ascontiguousarray(rows, dtype=np.float32)
     except (TypeError, ValueError):
         raise InvalidInput(f"{name} must be real numbers of shape (rows, {dim or 'd'}), got {_shape_of(x)}") from None
     if out.ndim != 2 or out.shape[1] == 0 or (dim is not None and out.shape[1] != dim):
@@ -125,8 +126,9 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
 def require_finite(rows: F32Rows, name: str, start: int = 0) -> None:
     """Refuse NaN and infinity, naming the first row (counted from `start`) that holds one."""
     # A sum is finite whenever all addends are small enough, so most blocks pass in one cheap reduction.
-    if np.isfinite(rows.sum(dtype=np.float64)):
-        return
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(rows.sum(dtype=np.float64)):
+            return
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if bad.size:
         raise InvalidInput(

@@ -56,8 +56,19 @@ def test_resolve_leaves_enough_rows_for_each_list(n: int) -> None:
 
 def test_resolve_leaves_the_residual_to_training_except_under_l2() -> None:
     assert resolve(draft(metric=Metric.IP)).model.residual is None
-    squared = resolve(draft(metric=Metric.L2)).model
-    assert (squared.codes, squared.residual) == ("pq", False)
+    assert resolve(draft(metric=Metric.L2)).model.residual is False
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_default_codes(metric: Metric) -> None:
+    assert passes.default_codes(metric, distill=False) == "pq"
+    assert passes.default_codes(metric) == ("pq" if metric is Metric.L2 else "additive")
+
+
+def test_additive_codes_have_no_l2_score() -> None:
+    facts = Facts(n=1000, dim=16, dtype="float32", metric=Metric.L2)
+    with pytest.raises(InvalidInput, match="l2 needs pq codes"):
+        passes.plan(facts, codes="additive")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Metric
 
 N, D, NLIST, M, DSUB = 30, 6, 5, 4, 2
-OBJECTIVE = Objective(listnet, 0.7)
+OBJECTIVE = Objective(listnet, 0.7, 0.4)
 KINDS = [
     (Metric.IP, "pq", False),
     (Metric.IP, "pq", True),
@@ -83,7 +83,7 @@ def expected_loss(scores: Any, b: Batch) -> float:
     total = 0.0
     for row, teacher, real in zip(scores, b.teacher, b.real, strict=True):
         student = softmax(row[real] / OBJECTIVE.temperature)
-        total -= (softmax(teacher[real] / OBJECTIVE.temperature) * np.log(student)).sum()
+        total -= (softmax(teacher[real] / OBJECTIVE.teacher_temperature) * np.log(student)).sum()
     return total / len(scores)
 
 
@@ -137,7 +137,7 @@ def test_router_loss_is_that_of_the_teachers_mass_in_each_list(metric: Metric, c
     want = 0.0
     for i, query in enumerate(b.queries):
         target = np.zeros(NLIST)
-        for t, mass in enumerate(softmax(b.teacher[i].astype(np.float64) / OBJECTIVE.temperature)):
+        for t, mass in enumerate(softmax(b.teacher[i].astype(np.float64) / OBJECTIVE.teacher_temperature)):
             target[lists[b.docs[i, t]]] += mass
         score = model.router @ query
         if metric is Metric.L2:

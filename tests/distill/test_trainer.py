@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from tests.distill.support import DEPTH, Task
 from vqdistill.config import DistillConfig, IvfPqConfig
@@ -59,7 +60,7 @@ def judge_of(distiller: Distiller, task: Task) -> HeldOut:
 def recall(judge: HeldOut, model: IvfPqModel, distiller: Distiller) -> float:
     """Recall of the model encoding the corpus from scratch, as a build does."""
     x = judge.corpus.x
-    terms = None if distiller.terms is None else distiller.terms.take(np.arange(len(x)))
+    terms = None if model.terms is None else model.terms.take(np.arange(len(x)))
     return judge.code_recall(model, model.encode(x, terms))
 
 
@@ -83,7 +84,7 @@ def test_every_kind_is_no_worse_than_its_start(
     before, after = recall(judge, start, plain), recall(judge, model, distiller)
     assert after >= before
     assert (model.metric, model.additive, model.nlist, model.m) == (metric, codes == "additive", 8, 4)
-    assert codes == "additive" or distiller.terms is None
+    assert codes == "additive" or model.terms is None
     if residual is not None:
         assert model.residual == residual
     for name in ("mean", "coarse"):
@@ -112,7 +113,7 @@ def test_report_tells_what_can_be_measured_again(
     starts = report["start"]["recall"]
     assert report["stages"][0]["before"] == pytest.approx(max(starts.values()))
     assert report["stages"][-2]["after"] == pytest.approx(recall(judge, model, distiller))
-    coded = model.encode(judge.corpus.x, None if distiller.terms is None else distiller.terms.take(np.arange(600)))
+    coded = model.encode(judge.corpus.x, None if model.terms is None else model.terms.take(np.arange(600)))
     assert report["stages"][-1]["after"] == pytest.approx(judge.route_recall(model, coded.lists))
     assert report["candidate_recall"] == pytest.approx(judge.candidate_recall(model, coded))
     visited = judge.recall(judge.candidates(model, coded, report["nprobe"]))
@@ -216,7 +217,7 @@ def test_few_queries_give_the_start(tasks: dict[Metric, Task], codes: str, queri
     model = fit(distiller, task)
     assert "at least 20 queries" in distiller.report["skipped"]
     assert distiller.report["held_out_queries"] == 0 and "nprobe" not in distiller.report
-    assert distiller.terms is None
+    assert model.terms is None
     assert same(model, undistilled(shape(codes), QUICK, task)[0])
 
 
@@ -260,13 +261,31 @@ def test_seeds_decide(tasks: dict[Metric, Task], codes: str) -> None:
     assert other.report != first.report and not same(model, trained)
 
 
+@pytest.mark.parametrize("codes", ["pq", "additive"])
+def test_threads_of_libraries_change_nothing(codes: str) -> None:
+    """BLAS and torch round differently on several threads; the same seed must still give the same bytes."""
+    with h5py.File(SAMPLE) as file:
+        src = open_source(file["train"][:1500, :128].astype(np.float32), metric="cosine")
+        queries = query_rows(file["learn_queries"][:200, :128].astype(np.float32), src)
+    task = Task(src, queries, ExactTeacher(src).relevance(queries, 100))
+    form = IvfPqConfig(nlist=16, m=16, codes=codes, residual=codes == "additive")
+    config = DistillConfig(depth=100, steps=4, eval_every=2, batch=64, random_docs=256)
+    made = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            distiller = Distiller(form, config)
+            made.append((fit(distiller, task), distiller.report))
+    assert same(made[0][0], made[1][0])
+    assert made[0][1] == made[1][1]
+
+
 def test_a_distiller_can_be_used_again(tasks: dict[Metric, Task]) -> None:
     """What the first corpus left behind must not leak into the second fit."""
     full, distiller = tasks[Metric.COSINE], Distiller(shape("additive"), QUICK)
-    fit(distiller, full)
-    assert distiller.terms is not None
+    model = fit(distiller, full)
+    assert model.terms is not None
     model = distiller.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5)))
-    assert distiller.terms is None and "stages" not in distiller.report
+    assert model.terms is None and "stages" not in distiller.report
     fresh = Distiller(shape("additive"), QUICK)
     assert same(model, fresh.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5))))
 
@@ -324,8 +343,8 @@ def test_a_corpus_that_does_not_fit_is_sampled(codes: str) -> None:
     model = distiller.fit(src, queries, relevance)
     assert distiller.report["rows"] == 1024
     assert 0 < distiller.report["nprobe"] <= 8
-    if distiller.terms is not None:  # numbered by the whole source, which a build encodes
-        assert len(distiller.terms.offsets) == src.n + 1
+    if model.terms is not None:  # numbered by the whole source, which a build encodes
+        assert len(model.terms.offsets) == src.n + 1
     assert np.isfinite(model.codewords).all()
 
 

@@ -106,7 +106,7 @@ def test_round_trip(shape: dict[str, object], batch: int) -> None:
 )
 def test_resident_bytes_follow_the_formula_of_the_format(n: int, d: int, nlist: int, m: int, dsub: int) -> None:
     blocks, layout = (n + 31) // 32, Layout(n=n, d=d, nlist=nlist, m=m, dsub=dsub, dense="f16", ids="str", id_bytes=77)
-    common = 16 * m * blocks + 8 * (nlist + 1) + 4 * nlist * d + 64 * m * dsub + 4 * d
+    common = 16 * m * blocks + 8 * (nlist + 1) + 2 * 4 * nlist * d + 64 * m * dsub + 4 * d
     assert layout.resident_bytes == common + 4 * m * dsub * d
     assert replace(layout, codes="additive").resident_bytes == common
 

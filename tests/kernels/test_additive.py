@@ -133,7 +133,7 @@ def test_apply_metric(n: int, most: int, eta: float) -> None:
     np.testing.assert_allclose(additive.apply_metric(y, metric), want, atol=1e-5)
 
 
-def test_part_and_take_of_a_metric() -> None:
+def test_the_metric_of_some_rows() -> None:
     rng = np.random.default_rng(0)
     metric = random_metric(rng, 9, 5)
     for some in (metric.take(slice(2, 6)), metric.take(np.arange(2, 6))):

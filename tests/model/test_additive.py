@@ -127,14 +127,6 @@ def test_fit_lowers_the_own_direction_error(sample: F32Rows) -> None:
     assert parallel(fit_metric(y, metric, words)) < 0.9 * parallel(words)
 
 
-@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 24])
-def test_encoding_in_pieces(monkeypatch: pytest.MonkeyPatch, y: F32Rows, words: F32Rows, n: int) -> None:
-    metric = row_metric(y[:24], np.zeros(y.shape[1], np.float32), None)
-    want = encode_additive(y[:24], metric, words)[:n]
-    monkeypatch.setattr(additive, "_ROWS_AT_ONCE", 8)
-    assert np.array_equal(encode_additive(y[:n], metric.take(slice(0, n)), words), want)
-
-
 def test_own_sums_are_found_again(words: F32Rows) -> None:
     """Rows that codes stand for exactly come back as they were: with few codebooks the search reaches the optimum."""
     codes = np.random.default_rng(0).integers(0, KSUB, (200, 4), dtype=np.uint8)

@@ -153,12 +153,18 @@ def test_codes_do_not_depend_on_the_rows_beside(codes: str, residual: bool, bloc
         assert np.array_equal(part.lists, whole.lists[at : at + block])
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_product_codes_in_pieces(monkeypatch: pytest.MonkeyPatch, residual: bool) -> None:
-    model, x = make(residual=residual), normal(50, D, seed=7)
-    whole = model.encode(x)
+@pytest.mark.parametrize(("codes", "residual"), KINDS)
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 50])
+def test_encoding_in_pieces(monkeypatch: pytest.MonkeyPatch, codes: str, residual: bool, n: int) -> None:
+    """Every piece must get its own rows, lists and queries."""
+    model, x = make(codes, residual=residual), normal(50, D, seed=7)
+    rng = np.random.default_rng(0)
+    lists, weights = rng.integers(0, D, (50, 2), dtype=np.int32), 20 * rng.random((50, 2), np.float32)
+    terms = RowTerms(lists, weights, np.eye(D, dtype=np.float32))
+    whole = model.encode(x, terms)
     monkeypatch.setattr(ivfpq, "_ROWS_AT_ONCE", 16)
-    assert np.array_equal(model.encode(x).codes, whole.codes)
+    got = model.encode(x[:n], terms.take(np.arange(n)))
+    assert np.array_equal(got.codes, whole.codes[:n]) and np.array_equal(got.lists, whole.lists[:n])
 
 
 @pytest.mark.parametrize("residual", [False, True])

@@ -6,14 +6,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
-import threadpoolctl
 
 from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
@@ -21,11 +17,11 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import Supervision, supervise
 from vqdistill.config import Budget, DistillConfig, SearchParams
 from vqdistill.data.sources import EmbeddingSource, open_source
-from vqdistill.distill.terms import QueryTerms
 from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
+from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
 
@@ -95,7 +91,7 @@ def compile(
         src.facts, ram, codes=codes or default_codes(src.metric, distill), dense=dense, seed=seed, ids_kind=ids_kind
     )
     progress.note(plan.explain())
-    with _limit_threads(threads):
+    with training_threads(threads):
         lesson = supervise(
             src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
         )
@@ -104,7 +100,7 @@ def compile(
         nprobe = distiller.report.pop("nprobe", default_nprobe(model))
         search = SearchParams(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE)
         report = _report(distiller.report, lesson)
-        build(plan, model, src, out, terms=distiller.terms, search=search, report=report, progress=progress)
+        build(plan, model, src, out, search=search, report=report, progress=progress)
     defaults = {"nprobe": search.nprobe, "refine": search.refine}
     return {"plan": plan.to_json(), "report": report, "search": defaults, "seconds": time.perf_counter() - begin}
 
@@ -115,7 +111,6 @@ def build(
     src: EmbeddingSource,
     path: str | Path,
     *,
-    terms: QueryTerms | None = None,
     search: SearchParams | None = None,
     report: dict[str, Any] | None = None,
     progress: Progress | None = None,
@@ -126,7 +121,6 @@ def build(
     ----------
     plan, model : as `plan(...)` and `Distiller.fit` gave them
     path : directory to make; must not exist
-    terms : queries of every row that additive codes serve, `Distiller.terms`; None = the rows alone
     search : defaults stored in the index; None = a quarter of the lists, 100 candidates verified
     report : JSON object stored in the manifest
 
@@ -147,7 +141,7 @@ def build(
             for block in src.blocks():
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
                 rows = np.arange(block.start, block.start + len(block.rows))
-                codes = model.encode(block.rows, None if terms is None else terms.take(rows))
+                codes = model.encode(block.rows, None if model.terms is None else model.terms.take(rows))
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index"):
@@ -178,18 +172,8 @@ def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -
 def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
-    for name, value in sorted(vars(model).items()):
-        digest.update(value.tobytes() if isinstance(value, np.ndarray) else f"{name}={value}".encode())
+    digest.update(f"{model.metric.value} {model.residual}".encode())
+    for _, value in sorted(vars(model).items()):
+        if isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
     return digest.digest()
-
-
-@contextmanager
-def _limit_threads(threads: int) -> Iterator[None]:
-    """Give BLAS, OpenMP (torch, faiss) and Numba this many threads, and give back what they had."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    try:
-        with threadpoolctl.threadpool_limits(threads):
-            yield
-    finally:
-        numba.set_num_threads(before)

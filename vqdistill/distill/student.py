@@ -38,7 +38,9 @@ class Objective:
 
     loss: Loss
     temperature: float
-    """Divides teacher and student scores, which are on one scale."""
+    """Divides student scores."""
+    teacher_temperature: float
+    """Divides teacher scores; the same where both are similarities of vectors."""
 
 
 class Student:
@@ -91,7 +93,7 @@ class Student:
             scores = scores + (queries @ self._coarse.T).gather(1, self._lists_of(batch))
         # Constants of a query (the mean's product, the query's norm) fall out of the softmax.
         logits = (scores / objective.temperature).masked_fill(torch.from_numpy(~batch.real), -torch.inf)
-        return objective.loss(_teacher_distribution(batch, objective.temperature), logits)
+        return objective.loss(_teacher_distribution(batch, objective), logits)
 
     def router_loss(self, batch: Batch, objective: Objective) -> Tensor:
         """Loss of lists alone: the teacher's mass over *all* lists, not only the sampled ones.
@@ -101,7 +103,7 @@ class Student:
         """
         queries = torch.from_numpy(batch.queries)
         target = torch.zeros(len(batch.queries), self._start.nlist)
-        target.scatter_add_(1, self._lists_of(batch), _teacher_distribution(batch, objective.temperature))
+        target.scatter_add_(1, self._lists_of(batch), _teacher_distribution(batch, objective))
         router = self._parameters["router"]
         scores = queries @ router.T
         if self._start.metric is Metric.L2:
@@ -121,5 +123,5 @@ class Student:
         return 2 * lut - words.square().sum(dim=2) if l2 else lut
 
 
-def _teacher_distribution(batch: Batch, temperature: float) -> Tensor:
-    return torch.softmax(torch.from_numpy(batch.teacher) / temperature, dim=1)
+def _teacher_distribution(batch: Batch, objective: Objective) -> Tensor:
+    return torch.softmax(torch.from_numpy(batch.teacher) / objective.teacher_temperature, dim=1)

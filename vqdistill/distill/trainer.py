@@ -21,6 +21,7 @@ from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, Top
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
+from vqdistill.kernels.threads import one_library_thread
 from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
@@ -43,8 +44,6 @@ class _Lesson:
     coarse: Coarse
     train: TeacherLists
     judge: HeldOut
-    terms: RowTerms | None
-    """Of the training rows; None until there are queries to serve."""
     dense: bool
 
     def encode(self, model: IvfPqModel, terms: RowTerms | None = None) -> Codes:
@@ -82,8 +81,6 @@ class Distiller:
     report : dict
         After `fit`: what each stage brought on the held-out queries, JSON-ready. `report["nprobe"]` is the calibrated
         number of lists to visit; it is absent without held-out queries.
-    terms : QueryTerms or None
-        After `fit`: the training queries of every row, for `build` to encode with; None if codes do not serve queries.
     """
 
     model: IvfPqConfig
@@ -91,8 +88,8 @@ class Distiller:
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
     report: dict[str, Any] = field(default_factory=dict, init=False)
-    terms: QueryTerms | None = field(default=None, init=False)
 
+    @one_library_thread()
     def fit(
         self, src: EmbeddingSource, queries: Any, relevance: Relevance, *, dense_teacher: bool = True
     ) -> IvfPqModel:
@@ -120,6 +117,10 @@ class Distiller:
         if relevance.n_queries != len(queries):
             raise InvalidInput(f"relevance must cover {len(queries)} queries, got {relevance.n_queries}")
         relevance.require_docs_below(src.n)
+        if src.metric is Metric.L2 and (self.model.residual or self.model.codes == "additive"):
+            raise InvalidInput("metric l2 needs plain product codes, got residual or additive ones")
+        if self.config.loss not in LOSSES:
+            raise InvalidInput(f"loss must be one of {', '.join(LOSSES)}, got {self.config.loss!r}")
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
@@ -129,12 +130,14 @@ class Distiller:
         lists = [TeacherLists.from_relevance(queries[part], local.select(part), depth) for part in (train, held)]
         coarse = self._coarse(corpus)
         judge = HeldOut(corpus, lists[1], self.threads)
-        lesson = _Lesson(corpus, coarse, lists[0], judge, None, dense_teacher)
+        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher)
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
         model, codes = self._start(lesson)
         if self.config.enabled and judge.usable:
-            self.terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
-            model, codes = self._distil(model, codes, replace(lesson, terms=self.terms.take(rows)), rng)
+            if model.additive:
+                terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
+                model, codes = self._serve_queries(model, codes, terms, rows, lesson)
+            model, codes = self._distil(model, codes, lesson, rng)
         elif self.config.enabled:
             self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
         if judge.usable:
@@ -194,31 +197,42 @@ class Distiller:
     def _distil(
         self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
     ) -> tuple[IvfPqModel, Codes]:
-        config, train = self.config, lesson.train
-        temperature = calibrate_temperature(train.scores, min(config.list_length, train.docs.shape[1]))
-        objective = Objective(LOSSES[config.loss], temperature)
-        sampler = TopKSampler(lesson.corpus, train, config.random_docs, lesson.dense)
-        self.report["temperature"] = temperature
-        self.report["stages"] = []
-        if model.additive:
-            model, codes = self._serve_queries(model, codes, lesson)
+        sampler = TopKSampler(lesson.corpus, lesson.train, self.config.random_docs, lesson.dense)
+        objective = self._objective(lesson, sampler)
+        self.report["temperature"] = objective.temperature
         for make_stage in (self._codes_stage, self._router_stage):
             student = Student(model, lesson.corpus, lesson.coarse.lists)
             model = self._run(make_stage(student, codes, lesson), student, sampler, objective, rng)
         return model, codes if model.additive else lesson.encode(model)
 
-    def _serve_queries(self, start: IvfPqModel, codes: Codes, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
+    def _objective(self, lesson: _Lesson, sampler: TopKSampler) -> Objective:
+        """Calibrate the temperatures to the wanted effective length of a list."""
+        loss, wanted = LOSSES[self.config.loss], self.config.list_length
+        scores = lesson.train.scores
+        given = np.isfinite(scores).sum(axis=1).mean()
+        teacher = calibrate_temperature(scores, min(wanted, (1 + given) / 2))
+        if lesson.dense:
+            return Objective(loss, teacher, teacher)
+        # Pair scores and labels have a scale of their own: what divides the student must fit similarities of vectors.
+        batch = sampler.draw(np.random.default_rng(self.config.seed), self.config.batch)
+        similar = np.stack(
+            [lesson.corpus.scores(q[None], docs)[0] for q, docs in zip(batch.queries, batch.docs, strict=True)]
+        )
+        similar[~batch.real] = -np.inf
+        return Objective(loss, calibrate_temperature(similar, min(wanted, batch.real.sum(axis=1).mean() / 2)), teacher)
+
+    def _serve_queries(
+        self, start: IvfPqModel, codes: Codes, terms: QueryTerms, rows: npt.NDArray[np.int64], lesson: _Lesson
+    ) -> tuple[IvfPqModel, Codes]:
         """Fit codes and codewords to the errors that each row's own queries see."""
-        with self.progress.stage("additive codes for the queries", len(lesson.corpus.x)) as stage:
-            model = serve_rows(start, lesson.corpus.x, lesson.coarse, lesson.terms, self.model.seed)
-            served = lesson.encode(model, lesson.terms)
+        own = terms.take(rows)
+        with self.progress.stage("additive codes for the queries", len(rows)) as stage:
+            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed)
+            served = lesson.encode(model, own)
             before, after = lesson.judge.code_recall(start, codes), lesson.judge.code_recall(model, served)
-            stage.advance(len(lesson.corpus.x))
+            stage.advance(len(rows))
         self._note("codes for queries", before, after)
-        if after > before:
-            return model, served
-        self.terms = None
-        return start, codes
+        return (replace(model, terms=terms), served) if after > before else (start, codes)
 
     def _codes_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
         """Additive codes are frozen and only the tables learned; product codes follow their codewords."""
@@ -272,7 +286,9 @@ class Distiller:
         return best
 
     def _note(self, stage: str, before: float, after: float) -> None:
-        self.report["stages"].append({"stage": stage, "before": before, "after": after, "kept": after > before})
+        self.report.setdefault("stages", []).append(
+            {"stage": stage, "before": before, "after": after, "kept": after > before}
+        )
 
 
 def _renumber(relevance: Relevance, rows: npt.NDArray[np.int64]) -> Relevance:

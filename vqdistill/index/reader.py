@@ -95,10 +95,17 @@ class IndexReader:
         from vqdistill.model.ivfpq import IvfPqModel
 
         self._require_open()
-        arrays = {name: self._arrays[name] for name in ("mean", "coarse", "router", "codewords")}
-        arrays["doc_codewords"] = self._load("doc_codewords")
-        arrays["rotation"] = self._rotation
-        return IvfPqModel(metric=self.manifest.metric, residual=self.manifest.residual, **arrays)
+        arrays = self._arrays
+        return IvfPqModel(
+            metric=self.manifest.metric,
+            residual=self.manifest.residual,
+            mean=arrays["mean"],
+            coarse=arrays["coarse"],
+            router=arrays["router"],
+            rotation=self._rotation,
+            codewords=arrays["codewords"],
+            doc_codewords=self._load("doc_codewords"),
+        )
 
     def engine(self) -> Engine:
         """Return a native engine over the resident arrays and the dense file; it shares their memory."""

@@ -15,6 +15,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.kernels.threads import matmul_t
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
@@ -237,12 +239,12 @@ def icm(y: F32, metric: RowMetric, codewords: F32, codes: U8 | None = None, *, s
     flat = codewords.reshape(-1, codewords.shape[2])
     dots = np.zeros((len(y), metric.lists.shape[1] + 1), np.float32)
     _metric_dots(y, metric.x, metric.lists, metric.queries, dots)
-    xc = metric.x @ flat.T if metric.eta else np.zeros((1, 1), np.float32)
+    xc = matmul_t(metric.x, flat) if metric.eta else np.zeros((1, 1), np.float32)
     gram = np.ascontiguousarray(flat @ flat.T)
     fresh = codes is None
     out = np.empty((len(y), len(codewords)), np.uint8) if codes is None else codes
-    eta, qc = np.float32(metric.eta), metric.queries @ flat.T
-    _icm(y @ flat.T, xc, qc, dots, gram, eta, metric.lists, metric.weights, fresh, sweeps, rounds, out)
+    eta, qc = np.float32(metric.eta), matmul_t(metric.queries, flat)
+    _icm(matmul_t(y, flat), xc, qc, dots, gram, eta, metric.lists, metric.weights, fresh, sweeps, rounds, out)
     return out
 
 

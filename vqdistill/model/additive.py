@@ -7,10 +7,10 @@ special case of codewords with disjoint supports.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from vqdistill.config import KSUB
 from vqdistill.kernels import additive
@@ -48,6 +48,14 @@ class RowTerms:
     def take(self, rows: npt.NDArray[np.int64] | slice) -> RowTerms:
         """Terms of the given rows."""
         return RowTerms(self.lists[rows], self.weights[rows], self.queries)
+
+
+class TermsOfRows(Protocol):
+    """Knows the terms of every row of a corpus."""
+
+    def take(self, rows: npt.NDArray[np.int64]) -> RowTerms:
+        """Terms of the rows with these numbers."""
+        ...
 
 
 def row_metric(x: F32Rows, mean: F32Rows, terms: RowTerms | None) -> RowMetric:
@@ -161,9 +169,7 @@ def _least_squares(normal: F64, sums: F64) -> F32Rows:
 
 
 def _inverse(normal: F64) -> F64:
-    # On one thread: LAPACK's factorization rounds differently on several, and the same seed must give the same bytes.
-    with threadpoolctl.threadpool_limits(1, "blas"):
-        return np.asarray(np.linalg.inv(normal), dtype=np.float64)
+    return np.asarray(np.linalg.inv(normal), dtype=np.float64)
 
 
 def _conjugate_gradients(codewords: F32Rows, y: F32Rows, metric: RowMetric, codes: U8) -> F32Rows:

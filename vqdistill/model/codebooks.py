@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import threadpoolctl
 
 from vqdistill.config import KSUB, IvfPqConfig
 from vqdistill.kernels import jit
+from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model.additive import RowTerms, fit_metric, row_metric, train_euclidean
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import kmeans, nearest
@@ -30,12 +30,14 @@ class Coarse:
     lists: npt.NDArray[np.int32]
 
 
+@one_library_thread()
 def train_coarse(x: F32Rows, nlist: int, seed: int) -> Coarse:
     """Cluster training rows (n, d) into `nlist` lists."""
     centroids = kmeans(x, nlist, seed=seed)
     return Coarse(centroids, nearest(x, centroids))
 
 
+@one_library_thread()
 def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool) -> IvfPqModel:
     """Train rotation and codewords to reconstruct the rows, or their residuals.
 
@@ -58,7 +60,7 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
     mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     rotation, codewords = _train_opq(y[: min(len(y), _OPQ_ROWS)], config.m, rng)
-    codewords = _lloyd(y @ rotation.T, codewords, _PQ_ROUNDS)
+    codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
     centroids = coarse.centroids
     return IvfPqModel(
         metric=metric,
@@ -72,6 +74,7 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
     )
 
 
+@one_library_thread()
 def train_additive_start(
     x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool
 ) -> IvfPqModel:
@@ -100,6 +103,7 @@ def train_additive_start(
     return serve_rows(start, x, coarse, None, config.seed)
 
 
+@one_library_thread()
 def serve_rows(model: IvfPqModel, x: F32Rows, coarse: Coarse, terms: RowTerms | None, seed: int) -> IvfPqModel:
     """Fit additive codebooks to the errors that matter for each row: along itself, and to the queries that rank it.
 
@@ -122,7 +126,7 @@ def _train_opq(y: F32Rows, m: int, rng: np.random.Generator) -> tuple[F32Rows, F
     dsub = -(-d // m)
     d_out = m * dsub
     rotation = np.linalg.qr(rng.standard_normal((d_out, d)))[0].astype(np.float32)
-    z = y @ rotation.T
+    z = matmul_t(y, rotation)
     picks = np.resize(rng.permutation(len(y)), KSUB)
     codewords = np.ascontiguousarray(z[picks].reshape(KSUB, m, dsub).transpose(1, 0, 2))
     codewords = _lloyd(z, codewords, 4)
@@ -130,10 +134,9 @@ def _train_opq(y: F32Rows, m: int, rng: np.random.Generator) -> tuple[F32Rows, F
         codewords = _lloyd(z, codewords, 1)
         words = codewords[np.arange(m), jit.pq_assign(z, codewords)].reshape(len(y), d_out)
         # Orthogonal Procrustes: the rotation that brings the rows closest to what their codes stand for.
-        with threadpoolctl.threadpool_limits(1, "blas"):  # rounds differently on several threads
-            u, _, vt = np.linalg.svd(words.T @ y, full_matrices=False)
+        u, _, vt = np.linalg.svd(words.T @ y, full_matrices=False)
         rotation = np.ascontiguousarray(u @ vt, dtype=np.float32)
-        z = y @ rotation.T
+        z = matmul_t(y, rotation)
     return rotation, codewords
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from vqdistill.config import KSUB
 from vqdistill.errors import InvalidInput
 from vqdistill.kernels import additive, jit
-from vqdistill.model.additive import RowTerms, encode_additive, row_metric
+from vqdistill.kernels.threads import matmul_t, one_library_thread
+from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
 from vqdistill.model.kmeans import nearest
 from vqdistill.types import Codes, F32Rows, Metric
 
@@ -57,12 +58,15 @@ class IvfPqModel:
     """(m, ksub, dsub); dsub = d for additive codes"""
     doc_codewords: F32Rows
     """(m, ksub, dsub) that rows are encoded with"""
+    terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
+    """What `build` encodes the rows of the training corpus with, by row number; no part of an index."""
 
     def __post_init__(self) -> None:
-        d = self.mean.shape[0]
-        ok = self.coarse.ndim == 2 and self.coarse.shape == self.router.shape and self.coarse.shape[1] == d
-        ok = ok and self.codewords.shape == self.doc_codewords.shape and self.codewords.shape[1] == KSUB
-        if not ok or self.rotation.shape != ((0, d) if self.dsub == d and self.additive else (self.m * self.dsub, d)):
+        arrays = (self.mean, self.coarse, self.router, self.rotation, self.codewords, self.doc_codewords)
+        ok = tuple(array.ndim for array in arrays) == (1, 2, 2, 2, 3, 3) and self.codewords.shape[1] == KSUB
+        ok = ok and self.codewords.shape == self.doc_codewords.shape and self.coarse.shape == self.router.shape
+        ok = ok and self.coarse.shape[1] == self.rotation.shape[1] == self.d
+        if not ok or len(self.rotation) != (0 if self.additive and self.dsub == self.d else self.m * self.dsub):
             shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
             raise InvalidInput(f"model arrays must agree in nlist, d, m and dsub with ksub {KSUB}, got {shapes}")
         if self.metric is Metric.L2 and (self.residual or self.additive):
@@ -95,10 +99,12 @@ class IvfPqModel:
         """Dimensions of a codeword."""
         return int(self.codewords.shape[2])
 
+    @one_library_thread()
     def assign(self, x: F32Rows) -> npt.NDArray[np.int32]:
         """Nearest list (squared L2 to `coarse`) of each row (b, d); ties go to the lowest. Returns (b,) int32."""
         return nearest(x, self.coarse)
 
+    @one_library_thread()
     def quantize(
         self, x: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None = None
     ) -> npt.NDArray[np.uint8]:
@@ -111,7 +117,7 @@ class IvfPqModel:
                 metric = row_metric(x[part], self.mean, None if terms is None else terms.take(part))
                 out[part] = encode_additive(y, metric, self.doc_codewords)
             else:
-                out[part] = jit.pq_assign(y @ self.rotation.T, self.doc_codewords)
+                out[part] = jit.pq_assign(matmul_t(y, self.rotation), self.doc_codewords)
         return out
 
     def encode(self, x: F32Rows, terms: RowTerms | None = None) -> Codes:

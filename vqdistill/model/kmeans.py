@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.kernels import jit
+from vqdistill.kernels.threads import matmul_t
 from vqdistill.types import F32Rows
 
 _ROWS_AT_ONCE = 8192
@@ -42,7 +43,9 @@ def nearest(x: F32Rows, centroids: F32Rows) -> npt.NDArray[np.int32]:
     half_norms = (0.5 * (centroids.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
     out = np.empty(len(x), np.int32)
     for at in range(0, len(x), _ROWS_AT_ONCE):
-        out[at : at + _ROWS_AT_ONCE] = (x[at : at + _ROWS_AT_ONCE] @ centroids.T - half_norms).argmax(axis=1)
+        scores = matmul_t(x[at : at + _ROWS_AT_ONCE], centroids)
+        scores -= half_norms
+        out[at : at + _ROWS_AT_ONCE] = scores.argmax(axis=1)
     return out
 
 

@@ -1,0 +1,50 @@
+"""Threads of training: as many as asked for, and the same bytes for any number.
+
+BLAS, LAPACK and torch round differently on several threads. Training therefore keeps each of them on one, and gets its
+parallelism from Numba loops over rows and from `matmul_t`, whose tiles do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+_TILE_ROWS = 2048
+
+
+@contextmanager
+def one_library_thread() -> Iterator[None]:
+    """Keep BLAS, LAPACK and OpenMP (torch) on one thread each; also a decorator."""
+    with threadpool_limits(1):
+        yield
+
+
+@contextmanager
+def training_threads(threads: int) -> Iterator[None]:
+    """Let Numba loops and `matmul_t` use this many threads, and libraries one each."""
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    try:
+        with one_library_thread():
+            yield
+    finally:
+        numba.set_num_threads(before)
+
+
+def matmul_t(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return a (n, d) @ b (k, d).T as float32, in tiles of rows over Numba's number of threads."""
+    out = np.empty((len(a), len(b)), np.float32)
+    starts = range(0, len(a), _TILE_ROWS)
+
+    def tile(at: int) -> None:
+        np.matmul(a[at : at + _TILE_ROWS], b.T, out=out[at : at + _TILE_ROWS])
+
+    with ThreadPoolExecutor(min(numba.get_num_threads(), max(1, len(starts)))) as pool:
+        list(pool.map(tile, starts))
+    return out
