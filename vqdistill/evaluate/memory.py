@@ -51,13 +51,14 @@ def _rss() -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
-def _measure(index: str, path: str, nprobe: int) -> None:
+def _measure(path: str, queries_path: str, nprobe: int) -> None:
     from vqdistill import searcher
 
-    queries = np.load(path)
+    queries = np.load(queries_path)
     before = _rss()
-    searcher.open(index).search(queries, k=10, refine=0, nprobe=nprobe or None)
-    after = _rss()
+    index = searcher.open(path)
+    index.search(queries, k=10, refine=0, nprobe=nprobe or None)
+    after = _rss()  # while the index is still held
     loaded = sorted({"torch", "numba", "faiss", "sklearn", "h5py"} & set(sys.modules))
     json.dump({"rss_delta_bytes": after - before, "heavy_imports": loaded}, sys.stdout)
 
