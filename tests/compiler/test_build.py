@@ -122,6 +122,12 @@ def test_unusable_teachers(teacher: str, rows: Any, queries: Any, tmp_path: Path
     assert not (tmp_path / "a").exists()
 
 
+def test_the_output_needs_a_folder(rows: Any, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="must be in a folder that exists"):
+        vqdistill.compile(rows, tmp_path / "missing" / "a", ram="4B/vec")
+    assert not (tmp_path / "missing").exists()
+
+
 def test_labels_need_queries(rows: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.arange(5))
     with pytest.raises(InvalidInput, match="needs learn queries"):

@@ -85,6 +85,8 @@ def compile(
     begin = time.perf_counter()
     if os.path.lexists(out):
         raise InvalidInput(f"{out} exists already; remove it or choose another name")
+    if not Path(out).absolute().parent.is_dir():
+        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
     src = open_source(input, metric=metric, ids=ids)
     ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
