@@ -111,7 +111,8 @@ class Distiller:
         Raises
         ------
         InvalidInput
-            If queries and relevance do not belong together or to `src`.
+            If queries and relevance do not belong together or to `src`, the metric has no such codes, or the loss is
+            unknown.
         """
         queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
         if relevance.n_queries != len(queries):
