@@ -1,7 +1,8 @@
 // The table of kernels, one constant per CPU level, and the choice among them.
 //
 // To add a level (AVX-512, NEON): write kernels_<level>.cpp with one `extern const Kernels` and add its line to kLevels
-// in dispatch.cpp; setup.py takes every source of this folder. A level without its own version of a slot points at the scalar one.
+// in dispatch.cpp; setup.py takes every source of this folder. A level without its own version of a slot points at the
+// scalar one.
 #pragma once
 
 #include <cstddef>
