@@ -84,9 +84,10 @@ Metric parse_metric(const std::string& text) {
 DenseDtype parse_dense_dtype(const std::string& text) {
     if (text == "f32") return DenseDtype::f32;
     if (text == "f16") return DenseDtype::f16;
+    if (text == "bf16") return DenseDtype::bf16;
     if (text == "i8") return DenseDtype::i8;
     if (text == "none") return DenseDtype::none;
-    refuse("dense_dtype", "one of f32, f16, i8, none", text);
+    refuse("dense_dtype", "one of f32, f16, bf16, i8, none", text);
 }
 
 std::size_t require_m(std::size_t m) {
@@ -218,20 +219,42 @@ py::array_t<std::uint8_t> py_unpack_codes(const py::object& packed, py::ssize_t 
 
 // The functions below expose single slots of the table to the tests.
 
-py::tuple py_scan_pq4(const std::string& level, const py::object& packed, const py::object& tables, int threshold) {
+py::list py_scan_pq4(const std::string& level, const py::object& packed, const py::object& tables,
+                     const std::vector<int>& thresholds, const std::vector<std::size_t>& pairs,
+                     const std::vector<std::vector<int>>& cuts, const py::object& allow, py::ssize_t places) {
     const Array<std::uint8_t> blocks(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows});
-    const std::size_t m = require_m(2 * blocks.size(1));
-    const Array<std::uint8_t> lut(tables, "tables", "(m, 16) uint8", {static_cast<py::ssize_t>(m), kSub});
-    in_range("threshold", threshold, 0, kMaxSum + 1);
-    std::vector<ScanHit> hits(blocks.size(0) * kBlockRows);
-    const ScanResult done =
-        find_kernels(level).scan_pq4(blocks.data(), blocks.size(0), m, lut.data(), threshold, hits.data(), hits.size());
-    py::array_t<std::int64_t> rows = empty<std::int64_t>({done.hits}), sums = empty<std::int64_t>({done.hits});
-    for (std::size_t i = 0; i < done.hits; ++i) {
-        rows.mutable_data()[i] = hits[i].row;
-        sums.mutable_data()[i] = hits[i].sum;
+    const std::size_t m = require_m(2 * blocks.size(1)), nq = in_range("thresholds", thresholds.size(), 1, kScanQueries);
+    const Array<std::uint8_t> lut(tables, "tables", "(nq, m, 16) uint8",
+                                  {static_cast<py::ssize_t>(nq), static_cast<py::ssize_t>(m), kSub});
+    in_range("pairs", pairs.size(), 0, kMaxCuts);
+    if (cuts.size() != nq) refuse("cuts", "one list a query", number(cuts.size()));
+    const bool all_rows = allow.is_none();
+    const Array<std::uint32_t> mask(all_rows ? py::object(py::array_t<std::uint32_t>(0)) : allow, "allow",
+                                    "(nblocks,) uint32", {all_rows ? 0 : blocks.array().shape(0)});
+    ScanCodes codes{blocks.data(), blocks.size(0), m, pairs.size(), {}, all_rows ? nullptr : mask.data()};
+    for (std::size_t s = 0, low = 1; s < pairs.size(); low = pairs[s++] + 1)
+        codes.pairs[s] = in_range("pairs", pairs[s], low, m / 2 - 1);
+    std::vector<std::vector<ScanHit>> hits(nq, std::vector<ScanHit>(in_range("places", places, 32, PY_SSIZE_T_MAX)));
+    std::vector<ScanQuery> queries;
+    for (std::size_t i = 0; i < nq; ++i) {
+        in_range("thresholds", thresholds[i], 0, kMaxSum + 1);
+        queries.push_back({lut.data() + i * m * kSub, thresholds[i], {}, hits[i].data(), hits[i].size(), 0});
+        if (cuts[i].size() != pairs.size()) refuse("cuts", "one for each of pairs", number(cuts[i].size()));
+        for (std::size_t s = 0; s < pairs.size(); ++s)
+            queries[i].cuts[s] = static_cast<int>(in_range("cuts", cuts[i][s], 0, kMaxSum + 1));
     }
-    return py::make_tuple(rows, sums);
+    const std::size_t scanned = find_kernels(level).scan_pq4(codes, queries.data(), nq);
+    py::list results;
+    for (const ScanQuery& query : queries) {
+        py::array_t<std::int64_t> rows = empty<std::int64_t>({query.found}), sums = empty<std::int64_t>({query.found});
+        for (std::size_t i = 0; i < query.found; ++i) {
+            rows.mutable_data()[i] = query.hits[i].row;
+            sums.mutable_data()[i] = query.hits[i].sum;
+        }
+        results.append(py::make_tuple(rows, sums));
+    }
+    results.append(scanned);
+    return results;
 }
 
 py::tuple py_quantize_tables(const std::string& level, const py::object& lut) {
@@ -258,6 +281,14 @@ py::array_t<float> py_gemm_nt(const std::string& level, const py::object& a, con
     const Array<float> y(b, "b", "(nb, d) float32", {kAny, x.array().shape(1)});
     py::array_t<float> c = empty<float>({x.size(0), y.size(0)});
     find_kernels(level).gemm_nt(x.data(), x.size(0), y.data(), y.size(0), x.size(1), c.mutable_data());
+    return c;
+}
+
+py::array_t<float> py_gemm_nt_f16(const std::string& level, const py::object& a, const py::object& b) {
+    const Array<float> x(a, "a", "(na, d) float32", {kAny, kAny});
+    const Array<std::uint16_t> y(b, "b", "(nb, d) uint16, the bits of float16", {kAny, x.array().shape(1)});
+    py::array_t<float> c = empty<float>({x.size(0), y.size(0)});
+    find_kernels(level).gemm_nt_f16(x.data(), x.size(0), y.data(), y.size(0), x.size(1), c.mutable_data());
     return c;
 }
 
@@ -299,10 +330,12 @@ PYBIND11_MODULE(_native, module) {
     module.def("available_levels", available_levels);
     module.def("pack_codes", py_pack_codes, arg("codes"));
     module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
-    module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("threshold"));
+    module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("thresholds"), py::kw_only(),
+               arg("pairs"), arg("cuts"), arg("allow") = py::none(), arg("places"));
     module.def("quantize_tables", py_quantize_tables, arg("level"), arg("lut"));
     module.def("pq_tables", py_pq_tables, arg("level"), arg("rotated"), arg("words_t"), arg("init"));
     module.def("gemm_nt", py_gemm_nt, arg("level"), arg("a"), arg("b"));
+    module.def("gemm_nt_f16", py_gemm_nt_f16, arg("level"), arg("a"), arg("b"));
     module.def("dense_scores", py_dense_scores, arg("level"), arg("metric"), arg("dtype"), arg("query"), arg("rows"));
 
     py::class_<Engine>(module, "Engine")

@@ -34,6 +34,7 @@ std::size_t dense_stride(DenseDtype dtype, std::size_t d) {
         case DenseDtype::f32:
             return d * sizeof(float);
         case DenseDtype::f16:
+        case DenseDtype::bf16:
             return d * sizeof(std::uint16_t);
         case DenseDtype::i8:
             return sizeof(float) + d;
@@ -47,6 +48,7 @@ DenseScore dense_score(const Kernels& kernels, DenseDtype dtype, Metric metric) 
     const bool l2 = metric == Metric::l2;
     if (dtype == DenseDtype::f32) return l2 ? kernels.l2_f32 : kernels.dot_f32;
     if (dtype == DenseDtype::f16) return l2 ? kernels.l2_f16 : kernels.dot_f16;
+    if (dtype == DenseDtype::bf16) return l2 ? kernels.l2_bf16 : kernels.dot_bf16;
     return l2 ? kernels.l2_i8 : kernels.dot_i8;
 }
 

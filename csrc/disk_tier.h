@@ -12,7 +12,7 @@
 namespace vqdistill {
 
 enum class Metric { ip, l2 };
-enum class DenseDtype { none, f32, f16, i8 };
+enum class DenseDtype { none, f32, f16, bf16, i8 };
 
 // Bytes of a row of d elements; 0 for none.
 std::size_t dense_stride(DenseDtype dtype, std::size_t d);

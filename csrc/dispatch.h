@@ -20,9 +20,29 @@ struct ScanHit {
     std::uint32_t sum;
 };
 
-struct ScanResult {
-    std::size_t blocks;  // scanned, counted from the first
-    std::size_t hits;    // written
+// Looks at a partial sum that a scan may take on the way.
+constexpr std::size_t kMaxCuts = 2;
+// Queries that share one pass over the codes: their sums fill the registers of AVX2.
+constexpr std::size_t kScanQueries = 4;
+
+// What a scan reads. Blocks are dropped early where the first codes of no row promise enough: after `pairs[s]` pairs of
+// subspaces, a block goes on for a query only if the sum of some row has reached the query's `cuts[s]`.
+struct ScanCodes {
+    const std::uint8_t* packed;  // (nblocks, m/2, 32): [b][p][r] = code of row r for subspace 2p (low 4 bits), 2p+1
+    std::size_t nblocks, m;
+    std::size_t ncuts;                // <= kMaxCuts
+    std::size_t pairs[kMaxCuts];      // rising, 1 .. m/2 - 1
+    const std::uint32_t* allow;       // (nblocks): bit r = row r may be a hit; null = all rows may
+};
+
+// One of the queries of a scan, and what it finds.
+struct ScanQuery {
+    const std::uint8_t* tables;  // (m, 16)
+    int threshold;               // of the whole sum, in [0, kMaxSum + 1]
+    int cuts[kMaxCuts];          // of partial sums, in [0, kMaxSum + 1]
+    ScanHit* hits;
+    std::size_t places;  // of hits; at least 32
+    std::size_t found;   // hits written so far; the scan adds behind them
 };
 
 // How 8-bit tables stand for float ones: lut[j][k] ~ lo_j + step * table[j][k], with bias = sum_j lo_j.
@@ -40,13 +60,13 @@ using DenseScore = float (*)(const float* query, const std::uint8_t* row, std::s
 struct Kernels {
     const char* name;
 
-    // Scans blocks of 4-bit codes for rows whose sum of table entries is >= threshold, in row order.
-    //   packed (nblocks, m/2, 32): byte [b][p][r] holds the code of row r for subspace 2p in its low 4 bits, 2p+1 above
-    //   tables (m, 16), with max(tables[2p]) + max(tables[2p+1]) <= 255 for all p: pairs are added in bytes, and 128
-    //   pairs stay below 2^15;   threshold in [0, kMaxSum + 1];   hits: at least 32 places
-    // Stops before the block that might not find 32 free places. Integer: all levels agree bit for bit.
-    ScanResult (*scan_pq4)(const std::uint8_t* packed, std::size_t nblocks, std::size_t m, const std::uint8_t* tables,
-                           int threshold, ScanHit* hits, std::size_t places) noexcept;
+    // Scans blocks of 4-bit codes for rows whose sum of table entries is >= threshold, in row order, for 1 to
+    // kScanQueries queries in one pass. A row of a dropped block (see ScanCodes) is no hit; what a query finds does not
+    // depend on the others. Returns the blocks scanned, counted from the first: it stops before the one for which some
+    // query might not have 32 free places.
+    // REQUIRES tables (m, 16) with max(tables[2p]) + max(tables[2p+1]) <= 255 for all p: pairs are added in bytes, and
+    // 128 pairs stay below 2^15. Integer: all levels agree bit for bit.
+    std::size_t (*scan_pq4)(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept;
 
     // Turns float tables lut (m, 16) of one query into bytes (m, 16), m even, <= kMaxM:
     //   lo_j = min lut[j], range_j = max lut[j] - lo_j, step = max_p(range_2p + range_2p+1) / 254,
@@ -67,10 +87,14 @@ struct Kernels {
     // operations whatever na and nb. |error| <= 2 (d/8 + 8) eps sum |terms|, as for the dense scores below.
     void (*gemm_nt)(const float* a, std::size_t na, const float* b, std::size_t nb, std::size_t d, float* c) noexcept;
 
-    // Dense rows: f32 d floats; f16 d halves; i8 one float scale, then d signed bytes, x = scale * byte.
-    // dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.
-    DenseScore dot_f32, dot_f16, dot_i8;
-    DenseScore l2_f32, l2_f16, l2_i8;
+    // The same with halves (IEEE binary16) as b.
+    void (*gemm_nt_f16)(const float* a, std::size_t na, const std::uint16_t* b, std::size_t nb, std::size_t d,
+                        float* c) noexcept;
+
+    // Dense rows: f32 d floats; f16 d halves; bf16 d upper halves of floats; i8 one float scale, then d signed bytes,
+    // x = scale * byte. dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.
+    DenseScore dot_f32, dot_f16, dot_bf16, dot_i8;
+    DenseScore l2_f32, l2_f16, l2_bf16, l2_i8;
 };
 
 // Levels that this machine can run, slowest first.

@@ -278,17 +278,18 @@ void IvfSearch::scan_range(std::size_t begin, std::size_t end, float base, std::
     while (block < last) {
         const int threshold = lowest_sum(base, work.step, static_cast<std::int64_t>(begin), work.candidates.bar());
         if (threshold > kMaxSum) break;
-        const ScanResult done =
-            kernels_.scan_pq4(index_.packed + block * block_bytes, std::min(last - block, kMaxScanBlocks), index_.m,
-                              work.tables.data(), threshold, work.hits.data(), kHitPlaces);
-        for (std::size_t i = 0; i < done.hits; ++i) {
+        ScanQuery query{work.tables.data(), threshold, {}, work.hits.data(), kHitPlaces, 0};
+        const ScanCodes codes{index_.packed + block * block_bytes, std::min(last - block, kMaxScanBlocks), index_.m,
+                              0, {}, nullptr};
+        const std::size_t scanned = kernels_.scan_pq4(codes, &query, 1);
+        for (std::size_t i = 0; i < query.found; ++i) {
             const ScanHit hit = work.hits[i];
             const std::size_t position = block * kBlockRows + hit.row;
             if (position < begin || position >= end) continue;
             const float score = code_score(base, work.step, static_cast<int>(hit.sum));
             work.candidates.push({score, tag, static_cast<std::int64_t>(position)});
         }
-        block += done.blocks;
+        block += scanned;
     }
     work.stats.codes += static_cast<std::int64_t>(std::max(begin, std::min(end, block * kBlockRows)) - begin);
 }

@@ -15,9 +15,9 @@ namespace vqdistill {
 namespace {
 
 constexpr std::size_t kLanes = 8;
-// How far ahead codes are fetched. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at 512
-// bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
-constexpr std::uintptr_t kPrefetchBytes = 4096;
+// How far ahead codes are fetched, at least. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at
+// 512 bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
+constexpr std::size_t kPrefetchBytes = 4096;
 
 inline __m256i load32(const std::uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
@@ -25,73 +25,136 @@ inline __m256i load_table(const std::uint8_t* table) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
 }
 
-inline void prefetch_ahead(const std::uint8_t* bytes) {
-    // The address may lie behind the codes: as an integer, because prefetching there is harmless but a pointer is not.
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(bytes) + kPrefetchBytes), _MM_HINT_T0);
+// Sums of a block as 16-bit lanes: `both` holds even row + 256 * odd row, modulo 2^16, `odd` the odd rows.
+struct BlockSums {
+    BlockSums() : both(_mm256_setzero_si256()), odd(both) {}
+    void add(__m256i bytes) {
+        both = _mm256_add_epi16(both, bytes);
+        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(bytes, 8));
+    }
+    __m256i even() const { return _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8)); }
+    __m256i both, odd;
+};
+
+// The codes of a pair of subspaces, apart.
+struct PairCodes {
+    explicit PairCodes(const std::uint8_t* codes) {
+        const __m256i low4 = _mm256_set1_epi8(15), pair = load32(codes);
+        first = _mm256_and_si256(pair, low4);
+        second = _mm256_and_si256(_mm256_srli_epi16(pair, 4), low4);
+    }
+    // Table entries of all rows for both, added in bytes: <= 255 by contract of the tables.
+    __m256i look_up(const std::uint8_t* tables) const {
+        return _mm256_add_epi8(_mm256_shuffle_epi8(load_table(tables), first),
+                               _mm256_shuffle_epi8(load_table(tables + kSub), second));
+    }
+    __m256i first, second;
+};
+
+// Adds pairs first..last of a block to the sums of one query.
+inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
+                      BlockSums& sums) {
+    std::size_t p = first;
+    for (; p + 2 <= last; p += 2) {
+        const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub);
+        const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables + 2 * (p + 1) * kSub);
+        sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
+        sums.odd = _mm256_add_epi16(sums.odd, _mm256_add_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)));
+    }
+    if (p < last) sums.add(PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub));
 }
 
-// Sums of a block as 16-bit lanes: lane i of `even` is row 2i, of `odd` row 2i + 1.
-struct BlockSums {
+// Adds pairs 0..last of a block to the sums of NQ queries, which share the unpacking of the codes.
+template <std::size_t NQ>
+inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const ScanQuery* queries, BlockSums* sums) {
+    if constexpr (NQ == 1) return add_pairs(block, 0, last, queries[0].tables, sums[0]);
+    for (std::size_t p = 0; p < last; ++p) {
+        const PairCodes codes(block + p * kBlockRows);
+        for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(queries[i].tables + 2 * p * kSub));
+    }
+}
+
+// Which rows have sums of at least `threshold`: lanes of all ones, even and odd rows.
+struct Passed {
+    Passed(const BlockSums& sums, int threshold) {
+        const __m256i below = _mm256_set1_epi16(static_cast<short>(threshold - 1));
+        even = _mm256_cmpgt_epi16(sums.even(), below);
+        odd = _mm256_cmpgt_epi16(sums.odd, below);
+    }
+    bool none() const {
+        const __m256i any = _mm256_or_si256(even, odd);
+        return _mm256_testz_si256(any, any);
+    }
+    std::uint32_t rows() const {
+        const __m256i by_row = _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_slli_epi16(odd, 8));
+        return static_cast<std::uint32_t>(_mm256_movemask_epi8(by_row));
+    }
     __m256i even, odd;
 };
 
-// Table entries of all rows for the two subspaces of a pair, added in bytes: <= 255 by contract of the tables.
-inline __m256i look_up_pair(const std::uint8_t* codes, const std::uint8_t* tables) {
-    const __m256i low4 = _mm256_set1_epi8(15);
-    const __m256i pair = load32(codes);
-    const __m256i first = _mm256_shuffle_epi8(load_table(tables), _mm256_and_si256(pair, low4));
-    const __m256i second =
-        _mm256_shuffle_epi8(load_table(tables + kSub), _mm256_and_si256(_mm256_srli_epi16(pair, 4), low4));
-    return _mm256_add_epi8(first, second);
-}
-
-// One block at a time: two or four interleaved blocks were up to 10 % faster in L2, but a third slower from memory.
-inline BlockSums sum_block(const std::uint8_t* codes, std::size_t m, const std::uint8_t* tables) {
-    __m256i both = _mm256_setzero_si256(), odd = _mm256_setzero_si256();  // both: even row + 256 * odd row, modulo 2^16
-    std::size_t p = 0;
-    for (; p + 2 <= m / 2; p += 2, codes += 2 * kBlockRows, tables += 4 * kSub) {  // a cache line of codes
-        prefetch_ahead(codes);
-        const __m256i first = look_up_pair(codes, tables);
-        const __m256i second = look_up_pair(codes + kBlockRows, tables + 2 * kSub);
-        both = _mm256_add_epi16(both, _mm256_add_epi16(first, second));
-        odd = _mm256_add_epi16(odd, _mm256_add_epi16(_mm256_srli_epi16(first, 8), _mm256_srli_epi16(second, 8)));
-    }
-    if (p < m / 2) {
-        const __m256i last = look_up_pair(codes, tables);
-        both = _mm256_add_epi16(both, last);
-        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(last, 8));
-    }
-    return {_mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8)), odd};
-}
-
-// Writes the rows of a block whose bit in `passed` is set.
-inline std::size_t write_hits(std::uint32_t passed, BlockSums sums, std::uint32_t first_row, ScanHit* hits) {
+// Adds the rows of a block whose bit in `passed` is set to what a query found.
+inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
     alignas(32) std::uint16_t even_odd[2][kBlockRows / 2];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[0]), sums.even);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[0]), sums.even());
     _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[1]), sums.odd);
-    std::size_t n = 0;
     for (; passed != 0; passed &= passed - 1) {
         const auto row = static_cast<std::uint32_t>(__builtin_ctz(passed));
-        hits[n++] = {first_row + row, even_odd[row % 2][row / 2]};
+        query.hits[query.found++] = {first_row + row, even_odd[row % 2][row / 2]};
     }
-    return n;
 }
 
-ScanResult scan_pq4(const std::uint8_t* packed, std::size_t nblocks, std::size_t m, const std::uint8_t* tables,
-                    int threshold, ScanHit* hits, std::size_t places) noexcept {
-    const __m256i below = _mm256_set1_epi16(static_cast<short>(threshold - 1));
-    ScanResult done{0, 0};
-    for (; done.blocks < nblocks && done.hits + kBlockRows <= places; ++done.blocks, packed += m / 2 * kBlockRows) {
-        const BlockSums sums = sum_block(packed, m, tables);
-        const __m256i even = _mm256_cmpgt_epi16(sums.even, below);
-        const __m256i odd = _mm256_cmpgt_epi16(sums.odd, below);
-        const __m256i any = _mm256_or_si256(even, odd);
-        if (_mm256_testz_si256(any, any)) continue;
-        const __m256i by_row = _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_slli_epi16(odd, 8));
-        const auto passed = static_cast<std::uint32_t>(_mm256_movemask_epi8(by_row));
-        done.hits += write_hits(passed, sums, static_cast<std::uint32_t>(done.blocks * kBlockRows), hits + done.hits);
+// Takes a query through the rest of a block, whose first pairs are summed.
+inline void finish_block(const ScanCodes& codes, const std::uint8_t* block, std::uint32_t allowed,
+                         std::uint32_t first_row, BlockSums sums, ScanQuery& query) {
+    std::size_t done = codes.m / 2;
+    for (std::size_t s = 0; s < codes.ncuts; ++s) {
+        if (s > 0) add_pairs(block, codes.pairs[s - 1], codes.pairs[s], query.tables, sums);
+        done = codes.pairs[s];
+        if (Passed(sums, query.cuts[s]).none()) return;
     }
-    return done;
+    add_pairs(block, done, codes.m / 2, query.tables, sums);
+    const Passed passed(sums, query.threshold);
+    if (passed.none()) return;
+    write_hits(passed.rows() & allowed, sums, first_row, query);
+}
+
+template <std::size_t NQ>
+std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
+    const std::size_t shared = codes.ncuts > 0 ? codes.pairs[0] : codes.m / 2;
+    // The same part of a later block: what is behind the first cut is seldom read. It may lie behind the codes: as an
+    // integer, because prefetching there is harmless but a pointer is not.
+    const std::uintptr_t ahead = (kPrefetchBytes + block_bytes - 1) / block_bytes * block_bytes;
+    std::size_t b = 0;
+    for (; b < codes.nblocks; ++b) {
+        bool full = false;
+        for (std::size_t i = 0; i < NQ; ++i) full |= queries[i].found + kBlockRows > queries[i].places;
+        if (full) break;
+        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
+        if (allowed == 0) continue;
+        const std::uint8_t* block = codes.packed + b * block_bytes;
+        for (std::size_t at = 0; at < shared * kBlockRows; at += 64)
+            _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(block) + ahead + at),
+                         _MM_HINT_T0);
+        BlockSums sums[NQ];
+        add_first_pairs<NQ>(block, shared, queries, sums);
+        for (std::size_t i = 0; i < NQ; ++i)
+            finish_block(codes, block, allowed, static_cast<std::uint32_t>(b * kBlockRows), sums[i], queries[i]);
+    }
+    return b;
+}
+
+std::size_t scan_pq4(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept {
+    switch (nq) {
+        case 1:
+            return scan<1>(codes, queries);
+        case 2:
+            return scan<2>(codes, queries);
+        case 3:
+            return scan<3>(codes, queries);
+        default:
+            return scan<4>(codes, queries);
+    }
 }
 
 template <__m128 (*op)(__m128, __m128)>
@@ -161,9 +224,20 @@ inline __m256i first_lanes(std::size_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
+inline __m256 load8(const float* x) { return _mm256_loadu_ps(x); }
+inline __m256 load8(const float* x, std::size_t n) { return _mm256_maskload_ps(x, first_lanes(n)); }
+inline __m256 load8(const std::uint16_t* x) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+inline __m256 load8(const std::uint16_t* x, std::size_t n) {
+    std::uint16_t padded[kLanes] = {};
+    std::memcpy(padded, x, n * sizeof(std::uint16_t));
+    return load8(padded);
+}
+
 // NA x NB inner products with one accumulator each, so that an element's operations are the same in every tile.
-template <int NA, int NB>
-inline void gemm_tile(const float* a, const float* b, std::size_t d, float* c, std::size_t c_stride) {
+template <int NA, int NB, class B>
+inline void gemm_tile(const float* a, const B* b, std::size_t d, float* c, std::size_t c_stride) {
     __m256 sums[NA][NB];
     for (int i = 0; i < NA; ++i)
         for (int j = 0; j < NB; ++j) sums[i][j] = _mm256_setzero_ps();
@@ -172,27 +246,27 @@ inline void gemm_tile(const float* a, const float* b, std::size_t d, float* c, s
         __m256 x[NA];
         for (int i = 0; i < NA; ++i) x[i] = _mm256_loadu_ps(a + i * d + t);
         for (int j = 0; j < NB; ++j) {
-            const __m256 y = _mm256_loadu_ps(b + j * d + t);
+            const __m256 y = load8(b + j * d + t);
             for (int i = 0; i < NA; ++i) sums[i][j] = _mm256_fmadd_ps(x[i], y, sums[i][j]);
         }
     }
-    const __m256i rest = first_lanes(d - t);
-    for (int i = 0; i < NA; ++i)
-        for (int j = 0; j < NB; ++j) {
-            const __m256 x = _mm256_maskload_ps(a + i * d + t, rest), y = _mm256_maskload_ps(b + j * d + t, rest);
-            c[i * c_stride + j] = sum8(_mm256_fmadd_ps(x, y, sums[i][j]));
-        }
+    for (int j = 0; j < NB; ++j) {
+        const __m256 y = load8(b + j * d + t, d - t);
+        for (int i = 0; i < NA; ++i)
+            c[i * c_stride + j] = sum8(_mm256_fmadd_ps(load8(a + i * d + t, d - t), y, sums[i][j]));
+    }
 }
 
 // All rows of a against NB rows of b, which stay in L1 meanwhile.
-template <int NB>
-inline void gemm_column(const float* a, std::size_t na, const float* b, std::size_t d, float* c, std::size_t nb) {
+template <int NB, class B>
+inline void gemm_column(const float* a, std::size_t na, const B* b, std::size_t d, float* c, std::size_t nb) {
     std::size_t i = 0;
     for (; i + 3 <= na; i += 3) gemm_tile<3, NB>(a + i * d, b, d, c + i * nb, nb);
     for (; i < na; ++i) gemm_tile<1, NB>(a + i * d, b, d, c + i * nb, nb);
 }
 
-void gemm_nt(const float* a, std::size_t na, const float* b, std::size_t nb, std::size_t d, float* c) noexcept {
+template <class B>
+inline void gemm(const float* a, std::size_t na, const B* b, std::size_t nb, std::size_t d, float* c) {
     std::size_t j = 0;
     // A single query has no second row to fill the pipeline of multiplications: eight rows of b do.
     for (; na == 1 && j + 8 <= nb; j += 8) gemm_tile<1, 8>(a, b + j * d, d, c + j, nb);
@@ -200,26 +274,41 @@ void gemm_nt(const float* a, std::size_t na, const float* b, std::size_t nb, std
     for (; j < nb; ++j) gemm_column<1>(a, na, b + j * d, d, c + j, nb);
 }
 
+void gemm_nt(const float* a, std::size_t na, const float* b, std::size_t nb, std::size_t d, float* c) noexcept {
+    gemm(a, na, b, nb, d, c);
+}
+
+void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::size_t nb, std::size_t d,
+                 float* c) noexcept {
+    gemm(a, na, b, nb, d, c);
+}
+
 // A row reader loads eight elements at i, or the first n < 8 of them with zeros behind.
 struct F32Row {
     const std::uint8_t* bytes;
-    __m256 at(std::size_t i) const {
-        return _mm256_loadu_ps(reinterpret_cast<const float*>(bytes + i * sizeof(float)));
-    }
-    __m256 at(std::size_t i, std::size_t n) const {
-        return _mm256_maskload_ps(reinterpret_cast<const float*>(bytes + i * sizeof(float)), first_lanes(n));
-    }
+    __m256 at(std::size_t i) const { return load8(reinterpret_cast<const float*>(bytes) + i); }
+    __m256 at(std::size_t i, std::size_t n) const { return load8(reinterpret_cast<const float*>(bytes) + i, n); }
 };
 
 struct F16Row {
     const std::uint8_t* bytes;
-    __m256 at(std::size_t i) const {
-        return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 2 * i)));
-    }
+    __m256 at(std::size_t i) const { return load8(reinterpret_cast<const std::uint16_t*>(bytes) + i); }
     __m256 at(std::size_t i, std::size_t n) const {
-        std::uint16_t padded[kLanes] = {};
+        return load8(reinterpret_cast<const std::uint16_t*>(bytes) + i, n);
+    }
+};
+
+struct Bf16Row {
+    const std::uint8_t* bytes;
+    __m256 at(std::size_t i) const { return widened(bytes + 2 * i); }
+    __m256 at(std::size_t i, std::size_t n) const {
+        std::uint8_t padded[2 * kLanes] = {};
         std::memcpy(padded, bytes + 2 * i, 2 * n);
-        return F16Row{reinterpret_cast<const std::uint8_t*>(padded)}.at(0);
+        return widened(padded);
+    }
+    static __m256 widened(const std::uint8_t* eight) {
+        const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(eight));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
     }
 };
 
@@ -271,11 +360,14 @@ const Kernels kAvx2Kernels = {
     quantize_tables,
     pq_tables,
     gemm_nt,
+    gemm_nt_f16,
     dense_score<Dot, F32Row>,
     dense_score<Dot, F16Row>,
+    dense_score<Dot, Bf16Row>,
     dense_score<Dot, I8Row>,
     dense_score<NegativeL2, F32Row>,
     dense_score<NegativeL2, F16Row>,
+    dense_score<NegativeL2, Bf16Row>,
     dense_score<NegativeL2, I8Row>,
 };
 

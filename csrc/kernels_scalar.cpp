@@ -12,22 +12,46 @@ namespace {
 
 constexpr std::size_t kLanes = 8;
 
-ScanResult scan_pq4(const std::uint8_t* packed, std::size_t nblocks, std::size_t m, const std::uint8_t* tables,
-                    int threshold, ScanHit* hits, std::size_t places) noexcept {
-    ScanResult done{0, 0};
-    for (; done.blocks < nblocks && done.hits + kBlockRows <= places; ++done.blocks) {
-        std::uint16_t sums[kBlockRows] = {};
-        for (std::size_t p = 0; p < m / 2; ++p, packed += kBlockRows) {
-            const std::uint8_t* even = tables + 2 * p * kSub;
-            const std::uint8_t* odd = even + kSub;
-            for (std::size_t r = 0; r < kBlockRows; ++r)
-                sums[r] = static_cast<std::uint16_t>(sums[r] + even[packed[r] & 15] + odd[packed[r] >> 4]);
-        }
+// Adds the table entries of pairs first..last of all rows of a block to sums.
+void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
+               std::uint16_t* sums) {
+    for (std::size_t p = first; p < last; ++p) {
+        const std::uint8_t *codes = block + p * kBlockRows, *even = tables + 2 * p * kSub, *odd = even + kSub;
         for (std::size_t r = 0; r < kBlockRows; ++r)
-            if (sums[r] >= threshold)
-                hits[done.hits++] = {static_cast<std::uint32_t>(done.blocks * kBlockRows + r), sums[r]};
+            sums[r] = static_cast<std::uint16_t>(sums[r] + even[codes[r] & 15] + odd[codes[r] >> 4]);
     }
-    return done;
+}
+
+// The sums of a block, unless it is dropped on the way.
+bool sum_block(const ScanCodes& codes, const std::uint8_t* block, const ScanQuery& query, std::uint16_t* sums) {
+    std::size_t done = 0;
+    for (std::size_t s = 0; s < codes.ncuts; ++s) {
+        add_pairs(block, done, codes.pairs[s], query.tables, sums);
+        done = codes.pairs[s];
+        if (*std::max_element(sums, sums + kBlockRows) < query.cuts[s]) return false;
+    }
+    add_pairs(block, done, codes.m / 2, query.tables, sums);
+    return true;
+}
+
+bool has_places(const ScanQuery* queries, std::size_t nq) {
+    return std::all_of(queries, queries + nq, [](const ScanQuery& q) { return q.found + kBlockRows <= q.places; });
+}
+
+std::size_t scan_pq4(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept {
+    std::size_t b = 0;
+    for (; b < codes.nblocks && has_places(queries, nq); ++b) {
+        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
+        if (allowed == 0) continue;
+        for (ScanQuery* query = queries; query != queries + nq; ++query) {
+            std::uint16_t sums[kBlockRows] = {};
+            if (!sum_block(codes, codes.packed + b * (codes.m / 2) * kBlockRows, *query, sums)) continue;
+            for (std::size_t r = 0; r < kBlockRows; ++r)
+                if (sums[r] >= query->threshold && (allowed >> r & 1))
+                    query->hits[query->found++] = {static_cast<std::uint32_t>(b * kBlockRows + r), sums[r]};
+        }
+    }
+    return b;
 }
 
 TableScale quantize_tables(const float* lut, std::size_t m, std::uint8_t* tables) noexcept {
@@ -98,6 +122,16 @@ struct F16Row {
     }
 };
 
+struct Bf16Row {
+    const std::uint8_t* bytes;
+    float operator[](std::size_t i) const {
+        const std::uint32_t bits = static_cast<std::uint32_t>(load<std::uint16_t>(bytes + i * 2)) << 16;
+        float value;
+        std::memcpy(&value, &bits, sizeof value);
+        return value;
+    }
+};
+
 struct I8Row {
     explicit I8Row(const std::uint8_t* row) : scale(load<float>(row)), bytes(row + sizeof(float)) {}
     float scale;
@@ -136,12 +170,20 @@ void gemm_nt(const float* a, std::size_t na, const float* b, std::size_t nb, std
             c[i * nb + j] = sum_of(d, [x = a + i * d, y = b + j * d](std::size_t t) { return x[t] * y[t]; });
 }
 
+void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::size_t nb, std::size_t d,
+                 float* c) noexcept {
+    for (std::size_t j = 0; j < nb; ++j)
+        for (std::size_t i = 0; i < na; ++i)
+            c[i * nb + j] =
+                sum_of(d, [x = a + i * d, y = b + j * d](std::size_t t) { return x[t] * half_to_float(y[t]); });
+}
+
 }  // namespace
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",    scan_pq4,   quantize_tables, pq_tables,  gemm_nt,   dot<F32Row>,
-    dot<F16Row>, dot<I8Row>, l2<F32Row>,      l2<F16Row>, l2<I8Row>,
+    "scalar",     scan_pq4,    quantize_tables, pq_tables,   gemm_nt,    gemm_nt_f16, dot<F32Row>,
+    dot<F16Row>,  dot<Bf16Row>, dot<I8Row>,     l2<F32Row>,  l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
 };
 
 }  // namespace vqdistill

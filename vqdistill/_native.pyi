@@ -41,15 +41,33 @@ def pack_codes(codes: _U8) -> _U8:
 def unpack_codes(packed: _U8, n: int) -> _U8:
     """Undo `pack_codes`: the first `n` rows of packed (nblocks, m // 2, 32) as (n, m) uint8."""
 
-def scan_pq4(level: str, packed: _U8, tables: _U8, threshold: int) -> tuple[_I64, _I64]:
-    """Return rows, in order, and sums of all rows whose table entries add up to at least `threshold`; for tests.
+def scan_pq4(
+    level: str,
+    packed: _U8,
+    tables: _U8,
+    thresholds: Sequence[int],
+    *,
+    pairs: Sequence[int],
+    cuts: Sequence[Sequence[int]],
+    allow: npt.NDArray[np.uint32] | None = None,
+    places: int,
+) -> list[Any]:
+    """Scan for 1 to 4 queries at once for rows whose table entries add up to a query's threshold; for tests.
 
     Parameters
     ----------
     level : one of `available_levels()`
     packed : (nblocks, m // 2, 32) uint8
-    tables : (m, 16) uint8 with tables[2p].max() + tables[2p + 1].max() <= 255
-    threshold : 0..32641
+    tables : (nq, m, 16) uint8 with tables[i, 2p].max() + tables[i, 2p + 1].max() <= 255
+    thresholds : nq integers in 0..32641
+    pairs : at most two rising numbers in 1..m/2-1: pairs of subspaces summed before each cut
+    cuts : for each query and each of `pairs`, the partial sum that some row of a block must reach
+    allow : (nblocks,) uint32, bit r = row r of the block may be found; None = all rows
+    places : hits that a query has room for, at least 32
+
+    Returns
+    -------
+    for each query its rows and sums, (h,) int64 each, in order; and at the end the number of blocks scanned
     """
 
 def quantize_tables(level: str, lut: _F32) -> tuple[_U8, float, float]:
@@ -61,12 +79,15 @@ def pq_tables(level: str, rotated: _F32, words_t: _F32, init: _F32) -> _F32:
 def gemm_nt(level: str, a: _F32, b: _F32) -> _F32:
     """Return a (na, d) @ b (nb, d).T; for tests."""
 
+def gemm_nt_f16(level: str, a: _F32, b: npt.NDArray[np.uint16]) -> _F32:
+    """Return a (na, d) @ b (nb, d).T for the bits b of float16 numbers; for tests."""
+
 def dense_scores(
-    level: str, metric: Literal["ip", "l2"], dtype: Literal["f32", "f16", "i8"], query: _F32, rows: _U8
+    level: str, metric: Literal["ip", "l2"], dtype: Literal["f32", "f16", "bf16", "i8"], query: _F32, rows: _U8
 ) -> _F32:
     """Return the exact scores of dense rows as they are stored: query (d,), rows (b, stride) -> (b,); for tests.
 
-    A row takes 4 d bytes (f32), 2 d (f16) or 4 + d (i8: one float32 scale, then d int8).
+    A row takes 4 d bytes (f32), 2 d (f16, bf16) or 4 + d (i8: one float32 scale, then d int8).
     """
 
 @final
