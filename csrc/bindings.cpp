@@ -5,6 +5,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <tuple>
@@ -21,6 +23,7 @@ namespace {
 
 using Shape = std::vector<py::ssize_t>;
 constexpr py::ssize_t kAny = -1;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::string type_name(const py::handle& value) { return py::str(py::type::of(value).attr("__name__")); }
 
@@ -56,6 +59,30 @@ public:
 
 private:
     py::array array_;
+};
+
+// The same for a matrix of float32 or float16.
+class Matrix {
+public:
+    Matrix(const py::object& value, const char* name, const std::string& wanted, const Shape& shape)
+        : half_(py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).dtype().char_() == 'e'),
+          bits_(half_ ? value.attr("view")("uint16") : value) {
+        if (half_)
+            Array<std::uint16_t>(bits_, name, wanted, shape);
+        else
+            Array<float>(bits_, name, wanted, shape);
+    }
+    MatrixView view() const {
+        if (half_) return {nullptr, static_cast<const std::uint16_t*>(array().data())};
+        return {static_cast<const float*>(array().data()), nullptr};
+    }
+    py::array array() const { return py::reinterpret_borrow<py::array>(bits_); }
+    py::ssize_t size(int axis) const { return array().shape(axis); }
+    bool half() const { return half_; }
+
+private:
+    bool half_;
+    py::object bits_;
 };
 
 template <class T>
@@ -102,46 +129,137 @@ void require_offsets(const Array<std::int64_t>& offsets) {
     if (*begin != 0 || !std::is_sorted(begin, end)) refuse("list_offsets", "(nlist + 1,) rising from 0", "others");
 }
 
+// Rows that a search may find: bits by block of positions, and the number of such rows in each list.
+class Allow {
+public:
+    Allow(const py::object& value, const IndexView& index)
+        : pair_(value.is_none() ? py::tuple(0) : py::reinterpret_borrow<py::tuple>(value)) {
+        if (value.is_none()) return;
+        if (!py::isinstance<py::tuple>(value) || pair_.size() != 2) refuse("allow", "(blocks, per_list)", type_name(value));
+        view_.blocks = Array<std::uint32_t>(pair_[0], "allow blocks", "(nblocks,) uint32",
+                                            {static_cast<py::ssize_t>(block_count(index.n()))})
+                           .data();
+        view_.per_list = Array<std::int64_t>(pair_[1], "allow per_list", "(nlist,) int64",
+                                             {static_cast<py::ssize_t>(index.nlist)})
+                             .data();
+    }
+    const AllowView& view() const { return view_; }
+
+private:
+    py::tuple pair_;
+    AllowView view_;
+};
+
+// Ctrl-C and other signals, as Python's handlers answer them; called without the GIL.
+bool python_interrupts() {
+    const py::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+// Runs a search without the GIL, under the limits of the call. What interrupted it is the Python error that is raised.
+template <class Search>
+void run_limited(double timeout_s, Search search) {
+    if (!(timeout_s > 0)) refuse("timeout_s", "positive", std::to_string(timeout_s));
+    try {
+        const py::gil_scoped_release release;
+        CallLimits limits(timeout_s, python_interrupts);
+        search(limits);
+    } catch (const Interrupted&) {
+        throw py::error_already_set();
+    } catch (const TimedOut&) {
+        PyErr_SetString(PyExc_TimeoutError, "timed out");
+        throw py::error_already_set();
+    }
+}
+
+constexpr std::size_t kStats = sizeof(QueryStats) / sizeof(std::int64_t);
+static_assert(sizeof(QueryStats) == kStats * sizeof(std::int64_t), "stats are seen as rows of int64");
+
 class Engine {
 public:
     Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
            const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
-          codewords_(codewords, "codewords", "(m, 16, dsub) float32", {kAny, kSub, kAny}),
+          codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
-          router_(router, "router", "(nlist, d) float32", {rows(offsets_) - 1, rows(mean_)}),
-          coarse_(coarse, "coarse", "(nlist, d) float32", {rows(router_), rows(mean_)}),
+          router_(router, "router", "(nlist, d) float32 or float16", {rows(offsets_) - 1, rows(mean_)}),
+          coarse_(coarse, "coarse", "(nlist, d) float32 or float16", {router_.size(0), rows(mean_)}),
           rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
-          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, rows(codewords_) / 2, kBlockRows}),
+          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
           search_(view(parse_metric(metric), residual), tier(dense_fd, dense_offset, dense_dtype)) {}
 
-    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, py::ssize_t refine,
-                     py::ssize_t threads) const {
-        const std::size_t d = search_.index().d;
-        const Array<float> x(queries, "queries", "(q, " + number(d) + ") float32", {kAny, rows(mean_)});
-        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX), in_range("nprobe", nprobe, 1, rows(router_)),
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float gap, py::ssize_t refine,
+                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
+                     double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
+                                    probe_rule(nprobe, gap),
                                     in_range("refine", refine, 0, PY_SSIZE_T_MAX),
+                                    {misses, error},
+                                    deviations,
+                                    allowed.view(),
                                     in_range("threads", threads, 1, 1024)};
-        if (options.refine > 0 && !search_.dense().available())
-            refuse("refine", "0 without dense rows", number(options.refine));
+        if (options.refine > 0) require_dense("refine", number(options.refine));
+        if (misses > 0 && !(error > 0)) refuse("error", "positive", std::to_string(error));
         py::array_t<float> scores = empty<float>({x.size(0), options.k});
         py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.k});
-        SearchStats stats;
         float* const scores_out = scores.mutable_data();
         std::int64_t* const positions_out = positions.mutable_data();
-        {
-            const py::gil_scoped_release release;
-            stats = search_.search(x.data(), x.size(0), options, scores_out, positions_out);
-        }
-        const std::int64_t counts[] = {stats.lists, stats.codes, stats.candidates, stats.dense_rows, stats.dense_bytes};
-        return py::make_tuple(scores, positions, py::array_t<std::int64_t>(5, counts));
+        std::vector<QueryStats> stats(x.size(0));
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.search(x.data(), x.size(0), options, limits, scores_out, positions_out, stats.data());
+        });
+        return py::make_tuple(scores, positions, stats_array(stats));
+    }
+
+    py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
+                           float gap, const py::object& allow, py::ssize_t threads, double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        if (!(margin >= 0)) refuse("margin", "at least 0", std::to_string(margin));
+        if (verify) require_dense("verify", "True");
+        const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, gap), allowed.view(),
+                                   in_range("threads", threads, 1, 1024)};
+        std::vector<QueryStats> stats(x.size(0));
+        RangeHits hits;
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            hits = search_.range_search(x.data(), x.size(0), options, limits, stats.data());
+        });
+        return py::make_tuple(array_of(hits.counts), array_of(hits.scores), array_of(hits.positions),
+                              stats_array(stats));
     }
 
 private:
     template <class T>
     static py::ssize_t rows(const Array<T>& array) {
         return array.array().shape(0);
+    }
+
+    template <class T>
+    static py::array_t<T> array_of(const std::vector<T>& values) {
+        return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+    }
+
+    static py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
+        py::array_t<std::int64_t> out = empty<std::int64_t>({stats.size(), kStats});
+        std::memcpy(out.mutable_data(), stats.data(), stats.size() * sizeof(QueryStats));
+        return out;
+    }
+
+    Array<float> checked_queries(const py::object& queries) const {
+        const std::string d = number(search_.index().d);
+        return Array<float>(queries, "queries", "(q, " + d + ") float32", {kAny, rows(mean_)});
+    }
+
+    ProbeRule probe_rule(py::ssize_t nprobe, float gap) const {
+        if (!(gap >= 0)) refuse("gap", "at least 0", std::to_string(gap));
+        return {in_range("nprobe", nprobe, 1, router_.size(0)), gap};
+    }
+
+    void require_dense(const char* name, const std::string& got) const {
+        if (!search_.dense().available()) refuse(name, "0 without dense rows", got);
     }
 
     IndexView view(Metric metric, bool residual) const {
@@ -152,16 +270,16 @@ private:
         require_rotation(metric);
         IndexView view{metric,
                        residual,
-                       router_.size(0),
+                       static_cast<std::size_t>(router_.size(0)),
                        mean_.size(0),
-                       require_m(codewords_.size(0)),
-                       codewords_.size(2),
+                       require_m(static_cast<std::size_t>(codewords_.size(0))),
+                       static_cast<std::size_t>(codewords_.size(2)),
                        offsets_.data(),
-                       router_.data(),
-                       coarse_.data(),
+                       router_.view(),
+                       coarse_.view(),
                        mean_.data(),
                        additive() ? nullptr : rotation_.data(),
-                       codewords_.data(),
+                       codewords_.view(),
                        packed_.data()};
         if (packed_.size(0) != block_count(view.n()))
             refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
@@ -171,10 +289,12 @@ private:
     bool additive() const { return rotation_.size(0) == 0; }
 
     void require_rotation(Metric metric) const {
-        if (additive() && (codewords_.size(2) != mean_.size(0) || metric == Metric::l2))
+        if (additive() && (codewords_.size(2) != rows(mean_) || metric == Metric::l2))
             refuse("additive codewords", "(m, 16, d) for metric ip", describe(codewords_.array()));
-        if (!additive() && rotation_.size(0) != codewords_.size(0) * codewords_.size(2))
+        if (!additive() && rows(rotation_) != codewords_.size(0) * codewords_.size(2))
             refuse("rotation", "(m * dsub, d), or (0, d) for additive codes", describe(rotation_.array()));
+        if (!additive() && codewords_.half()) refuse("codewords of product codes", "float32", "float16");
+        if (metric == Metric::l2 && router_.half()) refuse("router for metric l2", "float32", "float16");
     }
 
     DiskTier tier(int fd, std::int64_t offset, const std::string& dtype_text) const {
@@ -185,9 +305,11 @@ private:
     }
 
     // The arrays keep alive what search_ points at.
-    Array<float> mean_, codewords_;
+    Array<float> mean_;
+    Matrix codewords_;
     Array<std::int64_t> offsets_;
-    Array<float> router_, coarse_, rotation_;
+    Matrix router_, coarse_;
+    Array<float> rotation_;
     Array<std::uint8_t> packed_;
     IvfSearch search_;
 };
@@ -345,6 +467,10 @@ PYBIND11_MODULE(_native, module) {
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
              arg("dense_offset") = 0, arg("dense_dtype") = "none")
-        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("refine"),
-             arg("threads"));
+        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("gap") = kInfinity,
+             arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
+             arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
+        .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
+             arg("verify"), arg("nprobe"), arg("gap") = kInfinity, arg("allow") = py::none(), arg("threads"),
+             arg("timeout_s") = kInfinity);
 }

@@ -64,12 +64,14 @@ std::size_t DiskTier::run_length(const Scored* first, const Scored* last) const 
     return static_cast<std::size_t>(next - first);
 }
 
-ReadCounts DiskTier::rerank(const Kernels& kernels, Metric metric, const float* query, Span<Scored> candidates,
-                            std::vector<std::uint8_t>& buffer) const {
+void DiskTier::rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const {
     const DenseScore score = dense_score(kernels, dtype_, metric);
+    std::vector<std::uint8_t>& buffer = scratch.buffer;
+    for (RerankTask& task : tasks) {
+    Span<Scored> candidates = task.candidates;
     std::sort(candidates.begin(), candidates.end(), [](const Scored& a, const Scored& b) { return a.id < b.id; });
     buffer.resize(std::max<std::size_t>(kRunBytes, stride_));
-    ReadCounts counts;
+    ReadCounts& counts = task.counts;
     for (Scored* first = candidates.begin(); first != candidates.end();) {
         Scored* const last = first + run_length(first, candidates.end());
         const std::uint64_t begin = offset_of(*first);
@@ -77,9 +79,9 @@ ReadCounts DiskTier::rerank(const Kernels& kernels, Metric metric, const float* 
         read_exactly(fd_, buffer.data(), bytes, begin);
         counts.rows += last - first;
         counts.bytes += static_cast<std::int64_t>(bytes);
-        for (; first != last; ++first) first->score = score(query, buffer.data() + (offset_of(*first) - begin), d_);
+        for (; first != last; ++first) first->score = score(task.query, buffer.data() + (offset_of(*first) - begin), d_);
     }
-    return counts;
+    }
 }
 
 }  // namespace vqdistill

@@ -20,7 +20,17 @@ std::size_t dense_stride(DenseDtype dtype, std::size_t d);
 DenseScore dense_score(const Kernels& kernels, DenseDtype dtype, Metric metric);
 
 struct ReadCounts {
-    std::int64_t rows = 0, bytes = 0;
+    std::int64_t rows = 0, pages = 0, bytes = 0, wait_ns = 0;
+};
+
+struct RerankTask {
+    const float* query;
+    Span<Scored> candidates;
+    ReadCounts counts;
+};
+
+struct IoScratch {
+    std::vector<std::uint8_t> buffer;
 };
 
 class DiskTier {
@@ -31,11 +41,7 @@ public:
 
     bool available() const { return dtype_ != DenseDtype::none; }
 
-    // Replaces the scores of candidates, whose ids are positions, by exact ones; leaves them sorted by position.
-    // `buffer` belongs to the calling thread and keeps its size between calls. Throws std::system_error if the disk
-    // refuses.
-    ReadCounts rerank(const Kernels& kernels, Metric metric, const float* query, Span<Scored> candidates,
-                      std::vector<std::uint8_t>& buffer) const;
+    void rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const;
 
 private:
     std::uint64_t offset_of(const Scored& row) const { return offset_ + static_cast<std::uint64_t>(row.id) * stride_; }
