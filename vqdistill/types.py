@@ -84,9 +84,35 @@ class Hits:
     rows: npt.NDArray[np.int64]
     """(q, k) row numbers in the compiled source; -1 for missing."""
     stats: dict[str, int] = field(default_factory=dict)
-    """Work done for the whole call: codes scanned, candidates, dense rows and bytes read."""
+    """Work done for the whole call: lists probed, codes scanned, candidates, dense rows, pages and bytes read, ns of
+    waiting for the disk."""
+    query_stats: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """The same for each query, (q,). What several queries of a call read together counts for the first of them."""
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        yield self.scores
+        yield self.ids
+
+
+@dataclass(frozen=True)
+class RangeHits:
+    """Result of a range search; unpacks as `lims, scores, ids`. Those of query i are lims[i] .. lims[i + 1]."""
+
+    lims: npt.NDArray[np.int64]
+    """(q + 1,), rising from 0 to h"""
+    scores: npt.NDArray[np.float32]
+    """(h,) similarities, best first within a query"""
+    ids: npt.NDArray[Any]
+    """(h,) external ids"""
+    rows: npt.NDArray[np.int64]
+    """(h,) row numbers in the compiled source"""
+    stats: dict[str, int] = field(default_factory=dict)
+    """As `Hits.stats`."""
+    query_stats: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """As `Hits.query_stats`."""
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        yield self.lims
         yield self.scores
         yield self.ids
 

@@ -82,7 +82,7 @@ class IndexReader:
         with ExitStack() as stack:
             fds = {}
             for kind, segment in manifest.segments.items():
-                fds[kind] = open_segment(path, segment, manifest.index_id)
+                fds[kind] = open_segment(path, segment, manifest.index_id, manifest.version)
                 stack.callback(os.close, fds[kind])
             reader = cls(path, manifest, fds)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
@@ -100,10 +100,10 @@ class IndexReader:
             metric=self.manifest.metric,
             residual=self.manifest.residual,
             mean=arrays["mean"],
-            coarse=arrays["coarse"],
-            router=arrays["router"],
+            coarse=arrays["coarse"].astype(np.float32, copy=False),
+            router=arrays["router"].astype(np.float32, copy=False),
             rotation=self._rotation,
-            codewords=arrays["codewords"],
+            codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
         )
 
@@ -186,7 +186,15 @@ class IndexReader:
         if self.manifest.dense == "i8":
             scales: F32Rows = data[:, :4].copy().view(np.float32)
             return scales * data[:, 4:].view(np.int8)
+        if self.manifest.dense == "bf16":
+            return (data.view("<u2").astype("<u4") << 16).view("<f4")
         return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
+
+    @property
+    def list_offsets(self) -> npt.NDArray[np.int64]:
+        """First position of each list, and the number of rows: (nlist + 1,) int64."""
+        offsets: npt.NDArray[np.int64] = self._arrays["list_offsets"]
+        return offsets
 
     @property
     def resident_bytes(self) -> int:
@@ -311,7 +319,7 @@ def _problems(path: Path) -> Iterator[str]:
     yield from (f"{name}: the directory must hold the index only, got this besides" for name in strays)
     for segment in manifest.segments.values():
         try:
-            fd = open_segment(path, segment, manifest.index_id)
+            fd = open_segment(path, segment, manifest.index_id, manifest.version)
         except VqdistillError as error:
             yield str(error)
             continue
