@@ -6,7 +6,8 @@ TypeError, a wrong shape or value ValueError; the sentence names the argument, w
 The import raises ImportError if the environment variable VQDISTILL_CPU names a CPU level that is unknown or cannot run.
 """
 
-from typing import Literal, final
+from collections.abc import Sequence
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
