@@ -9,6 +9,8 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
 #endif
 
 namespace {
@@ -36,6 +38,8 @@ const Level kLevels[] = {
 #if defined(__x86_64__)
     {&kAvx2Kernels, runs_avx2},
     {&kAvx512Kernels, runs_avx512},
+#elif defined(__aarch64__)
+    {&kNeonKernels, [] { return true; }},  // part of the architecture
 #endif
 };
 
