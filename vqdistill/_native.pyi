@@ -20,7 +20,7 @@ def cpu_level() -> str:
     """Return the CPU level in use: the best available one, or what VQDISTILL_CPU names."""
 
 def available_levels() -> list[str]:
-    """Return the levels that this machine can run, slowest first."""
+    """Return the levels that this machine can run, slowest first: scalar, avx2, avx512; or scalar, neon."""
 
 def pack_codes(codes: _U8) -> _U8:
     """Interleave codes in blocks of 32 rows, as the scan reads them.
