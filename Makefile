@@ -1,11 +1,17 @@
-# make demo | test | lint | format | build | sample | clean
+# make demo | test | lint | format | build | sample | fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= ../shared/data/debian.h5
 JOBS ?= 2
+# Of the fuzzing: how many blocks of codes to compare, and from which seed.
+BLOCKS ?= 10000000
+SEED ?= 1
 
-.PHONY: demo test lint format build sample clean
+KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
+KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
+
+.PHONY: demo test lint format build sample fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -34,6 +40,37 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp
 
 sample: build
 	$(BIN)/python bench/make_sample.py $(SOURCE) data/debian-sample.h5
+
+# Every CPU level that this machine runs against the scalar one, on random calls.
+fuzz: build/fuzz_kernels
+	$< $(BLOCKS) $(SEED)
+
+build/fuzz_kernels: $(KERNEL_SOURCES) $(wildcard csrc/*.h)
+	mkdir -p $(@D)
+	$(CXX) $(KERNEL_FLAGS) $(KERNEL_SOURCES) -o $@
+
+# The same on an emulated 64-bit ARM processor: fewer blocks, as emulation is slow.
+neon: BLOCKS = 200000
+neon:
+	@if command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; then $(MAKE) build/fuzz_kernels_neon \
+	    && qemu-aarch64 build/fuzz_kernels_neon $(BLOCKS) $(SEED); \
+	else echo 'skipped: NEON needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user'; fi
+
+build/fuzz_kernels_neon: $(KERNEL_SOURCES) $(wildcard csrc/*.h)
+	mkdir -p $(@D)
+	aarch64-linux-gnu-g++ -static $(KERNEL_FLAGS) $(KERNEL_SOURCES) -o $@
+
+# The native tests under the address, undefined-behaviour and thread sanitizers, then the Python tests of the native code
+# on an extension built with the first two. The interpreter itself is not: the run-time library is loaded before it, with
+# the C++ one, whose exceptions it watches; and the interpreter's own leaks do not count.
+SANITIZED := build/sanitized
+sanitize: build
+	$(BIN)/python -m pytest -q tests/native
+	CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' LDFLAGS='-fsanitize=address,undefined' \
+	    $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/python -m pytest -q \
+	    -o pythonpath='$(SANITIZED)/lib .' tests/kernels tests/test_searcher.py tests/index
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vqdistill/_native*.so

@@ -8,6 +8,9 @@ namespace vqdistill {
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
 #endif
 
 namespace {
@@ -17,12 +20,26 @@ struct Level {
     bool (*runs_here)();
 };
 
+#if defined(__x86_64__)
+bool runs_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool runs_avx512() {
+    return runs_avx2() && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi");
+}
+#endif
+
 // Slowest first: the last one that runs is the best.
 const Level kLevels[] = {
     {&kScalarKernels, [] { return true; }},
 #if defined(__x86_64__)
-    {&kAvx2Kernels,
-     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+    {&kAvx2Kernels, runs_avx2},
+    {&kAvx512Kernels, runs_avx512},
+#elif defined(__aarch64__)
+    {&kNeonKernels, [] { return true; }},  // part of the architecture
 #endif
 };
 

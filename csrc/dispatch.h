@@ -1,8 +1,11 @@
 // The table of kernels, one constant per CPU level, and the choice among them.
 //
-// To add a level (AVX-512, NEON): write kernels_<level>.cpp with one `extern const Kernels` and add its line to kLevels
-// in dispatch.cpp; setup.py takes every source of this folder. A level without its own version of a slot points at the
-// scalar one.
+// Levels, slowest first: scalar everywhere, then avx2 and avx512 on x86-64, or neon on 64-bit ARM.
+//
+// To add one: write kernels_<level>.cpp with one `extern const Kernels`, its body in a target region unless the
+// baseline has its instructions, and add its line to kLevels in dispatch.cpp; setup.py and the Makefile take every
+// source of this folder. A slot that gains nothing over another level points at that level's function. tests/kernels/
+// and tests/native/fuzz_kernels.cpp then hold it to the contracts below.
 #pragma once
 
 #include <cstddef>
@@ -30,9 +33,9 @@ constexpr std::size_t kScanQueries = 4;
 struct ScanCodes {
     const std::uint8_t* packed;  // (nblocks, m/2, 32): [b][p][r] = code of row r for subspace 2p (low 4 bits), 2p+1
     std::size_t nblocks, m;
-    std::size_t ncuts;                // <= kMaxCuts
-    std::size_t pairs[kMaxCuts];      // rising, 1 .. m/2 - 1
-    const std::uint32_t* allow;       // (nblocks): bit r = row r may be a hit; null = all rows may
+    std::size_t ncuts;            // <= kMaxCuts
+    std::size_t pairs[kMaxCuts];  // rising, 1 .. m/2 - 1
+    const std::uint32_t* allow;   // (nblocks): bit r = row r may be a hit; null = all rows may
 };
 
 // One of the queries of a scan, and what it finds.
@@ -103,8 +106,8 @@ std::vector<std::string> available_levels();
 // REQUIRES nothing. Throws std::invalid_argument with a sentence if `level` is unknown or cannot run here.
 const Kernels& find_kernels(const std::string& level);
 
-// The level in use: the best one, or what the environment variable VQDISTILL_CPU names. Chosen at the first call, which
-// throws as find_kernels does.
+// The level in use: the best one, or what the environment variable VQDISTILL_CPU names, if it is set and not empty.
+// Chosen at the first call, which throws as find_kernels does.
 const Kernels& active_kernels();
 
 }  // namespace vqdistill

@@ -182,8 +182,8 @@ void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::si
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",     scan_pq4,    quantize_tables, pq_tables,   gemm_nt,    gemm_nt_f16, dot<F32Row>,
-    dot<F16Row>,  dot<Bf16Row>, dot<I8Row>,     l2<F32Row>,  l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
+    "scalar",    scan_pq4,     quantize_tables, pq_tables,  gemm_nt,    gemm_nt_f16, dot<F32Row>,
+    dot<F16Row>, dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
 };
 
 }  // namespace vqdistill

@@ -6,7 +6,8 @@ TypeError, a wrong shape or value ValueError; the sentence names the argument, w
 The import raises ImportError if the environment variable VQDISTILL_CPU names a CPU level that is unknown or cannot run.
 """
 
-from typing import Literal, final
+from collections.abc import Sequence
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ def cpu_level() -> str:
     """Return the CPU level in use: the best available one, or what VQDISTILL_CPU names."""
 
 def available_levels() -> list[str]:
-    """Return the levels that this machine can run, slowest first."""
+    """Return the levels that this machine can run, slowest first: scalar, avx2, avx512; or scalar, neon."""
 
 def pack_codes(codes: _U8) -> _U8:
     """Interleave codes in blocks of 32 rows, as the scan reads them.

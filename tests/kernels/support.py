@@ -17,7 +17,7 @@ from vqdistill.kernels.reference import ReferenceEngine
 
 SIZES = [1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97]
 """Around every lane width."""
-STRIDES = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "i8": lambda d: 4 + d}
+STRIDES = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "bf16": lambda d: 2 * d, "i8": lambda d: 4 + d}
 
 
 def shifted(array: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
@@ -30,11 +30,18 @@ def shifted(array: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
     return out
 
 
+def bf16_bits(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+    """Return the upper halves of float32: exact for numbers of up to eight significant bits, else cut."""
+    return (np.ascontiguousarray(x, dtype="<f4").view(np.uint32) >> 16).astype("<u2")
+
+
 def encode_dense(dtype: str, rows: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Store rows (n, d) of small integers -> (n, stride) uint8; i8 rows get scales that are powers of two."""
     if dtype == "i8":
         scales = (2.0 ** rng.integers(-2, 3, (len(rows), 1))).astype("<f4")
         return np.concatenate([scales.view(np.uint8), rows.astype(np.int8).view(np.uint8)], axis=1)
+    if dtype == "bf16":
+        return bf16_bits(rows).view(np.uint8).reshape(len(rows), -1)
     stored = rows.astype({"f32": "<f4", "f16": "<f2"}[dtype])
     return np.ascontiguousarray(stored).view(np.uint8).reshape(len(rows), -1)
 

@@ -58,7 +58,7 @@ def test_additive_codes_with_disjoint_supports_are_product_codes():
 
 
 @pytest.mark.parametrize("metric", ["ip", "l2"])
-@pytest.mark.parametrize("dtype", ["f32", "f16", "i8"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "i8"])
 @pytest.mark.parametrize("d", [1, 7, 12, 33])
 def test_dense_dtypes(tmp_path, metric, dtype, d):
     check(Shape(metric=metric, dense_dtype=dtype, d=d), tmp_path, refine=40, nprobe=4)

@@ -64,7 +64,7 @@ def test_m_out_of_range(m):
         ({"metric": "l2", "residual": True}, "residual must be False for metric l2, got True"),
         ({"metric": "l2", "rotation": np.zeros((0, 12), np.float32)}, "additive codewords must be"),
         ({"rotation": np.zeros((0, 12), np.float32)}, r"additive codewords must be \(m, 16, d\) for metric ip, got"),
-        ({"dense_dtype": "f64"}, "dense_dtype must be one of f32, f16, i8, none, got f64"),
+        ({"dense_dtype": "f64"}, "dense_dtype must be one of f32, f16, bf16, i8, none, got f64"),
         ({"dense_dtype": "f16"}, "dense_fd must be an open file descriptor, got -1"),
         ({"dense_offset": -1}, "dense_offset must be at least 0, got -1"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.kernels.support import SIZES, STRIDES, encode_dense, shifted
+from tests.kernels.support import SIZES, STRIDES, bf16_bits, encode_dense, shifted
 from vqdistill import _native
 from vqdistill.kernels import available_levels, reference
 
@@ -23,7 +23,10 @@ def stored_rows(dtype, n, d, rng):
     if dtype == "i8":
         scales = rng.uniform(0.001, 0.1, (n, 1)).astype("<f4").view(np.uint8)
         return np.concatenate([scales, rng.integers(0, 256, (n, d)).astype(np.uint8)], axis=1)
-    rows = rng.standard_normal((n, d)).astype({"f32": "<f4", "f16": "<f2"}[dtype])
+    rows = rng.standard_normal((n, d))
+    if dtype == "bf16":
+        return bf16_bits(rows).view(np.uint8).reshape(n, -1)
+    rows = rows.astype({"f32": "<f4", "f16": "<f2"}[dtype])
     return rows.view(np.uint8).reshape(n, -1)
 
 
@@ -56,10 +59,18 @@ def test_dense_scores_of_small_integers_are_exact(level, metric, dtype):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_half_is_converted_exactly(level):
-    halves = np.arange(65536, dtype="<u2")
-    got = _native.dense_scores(level, "ip", "f16", np.ones(1, np.float32), halves.view(np.uint8).reshape(-1, 2))
-    wanted = halves.view("<f2").astype(np.float32)
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("d", [1, 32])
+def test_every_half_is_converted_exactly(level, dtype, d):
+    """Each of the 65,536 patterns, alone (the tails of the kernels) and behind 31 zeros (their loops)."""
+    patterns = np.arange(65536, dtype="<u2")
+    halves = np.zeros((65536, d), "<u2")
+    halves[:, -1] = patterns
+    query = np.zeros(d, np.float32)
+    query[-1] = 1
+    rows = halves.view(np.uint8).reshape(65536, -1)
+    wanted = patterns.view("<f2").astype("<f4") if dtype == "f16" else (patterns.astype("<u4") << 16).view("<f4")
+    got = _native.dense_scores(level, "ip", dtype, query, rows)
     nan = np.isnan(wanted)
     assert np.array_equal(got[~nan], wanted[~nan])
     assert np.isnan(got[nan]).all()
@@ -72,27 +83,45 @@ def test_l2_does_not_cancel(level):
     assert _native.dense_scores(level, "l2", "f32", query, row.view(np.uint8)[None])[0] == -33 / 64
 
 
+def product(level, a, b):
+    """Compute a @ b.T with the kernel for the dtype of b."""
+    if b.dtype == np.float16:
+        return _native.gemm_nt_f16(level, a, b.view(np.uint16))
+    return _native.gemm_nt(level, a, b)
+
+
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("d", [*SIZES, 384])
-def test_gemm(level, d):
+def test_gemm(level, dtype, d):
     rng = np.random.default_rng(d)
     for na, nb in [(1, 1), (1, 7), (1, 8), (1, 17), (2, 5), (3, 4), (4, 3), (7, 9)]:
-        a, b = rng.standard_normal((na, d)).astype(np.float32), rng.standard_normal((nb, d)).astype(np.float32)
-        got = _native.gemm_nt(level, shifted(a, na % 4), shifted(b, nb % 4))
+        a, b = rng.standard_normal((na, d)).astype(np.float32), rng.standard_normal((nb, d)).astype(dtype)
+        got = product(level, shifted(a, na % 4), shifted(b, nb % 4))
         error = np.abs(got - reference.gemm_nt(a, b))
-        assert (error <= budget(d, np.abs(a).astype(np.float64) @ np.abs(b).T)).all()
+        assert (error <= budget(d, np.abs(a).astype(np.float64) @ np.abs(b.astype(np.float64)).T)).all()
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("d", [5, 32, 97])
-def test_gemm_elements_do_not_depend_on_their_neighbours(level, d):
+def test_gemm_elements_do_not_depend_on_their_neighbours(level, dtype, d):
     rng = np.random.default_rng(d)
-    a, b = rng.standard_normal((11, d)).astype(np.float32), rng.standard_normal((23, d)).astype(np.float32)
-    whole = _native.gemm_nt(level, a, b)
+    a, b = rng.standard_normal((11, d)).astype(np.float32), rng.standard_normal((23, d)).astype(dtype)
+    whole = product(level, a, b)
     for i in range(11):
-        assert np.array_equal(_native.gemm_nt(level, a[i : i + 1], b)[0], whole[i])
+        assert np.array_equal(product(level, a[i : i + 1], b)[0], whole[i])
     for j in range(23):
-        assert np.array_equal(_native.gemm_nt(level, a, b[j : j + 1])[:, 0], whole[:, j])
+        assert np.array_equal(product(level, a, b[j : j + 1])[:, 0], whole[:, j])
+    for na, nb in [(2, 23), (3, 9), (4, 8), (5, 5), (11, 12)]:
+        assert np.array_equal(product(level, a[:na], b[:nb]), whole[:na, :nb])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_halves_and_floats_of_one_value_have_one_product(level):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((4, 71)).astype(np.float32), rng.standard_normal((9, 71)).astype(np.float16)
+    assert np.array_equal(product(level, a, b), product(level, a, b.astype(np.float32)))
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -109,15 +138,20 @@ def test_pq_tables(level, m, dsub):
     assert (np.abs(got - reference.pq_tables(rotated, words, init)) <= 2 * (dsub + 1) * EPS * terms).all()
 
 
-@pytest.mark.parametrize("name", ["gemm_nt", "pq_tables", "dense_scores", "scan_pq4", "quantize_tables"])
+NAMES = ["gemm_nt", "gemm_nt_f16", "pq_tables", "dense_scores", "scan_pq4", "quantize_tables"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_unknown_level_names_itself(name):
-    f32, u8 = np.ones((2, 16), np.float32), np.zeros((2, 16), np.uint8)
+    f32, u8 = np.ones((2, 16), np.float32), np.zeros((1, 2, 16), np.uint8)
     arguments = {
         "gemm_nt": (f32, f32),
+        "gemm_nt_f16": (f32, np.ones((2, 16), np.uint16)),
         "pq_tables": (f32[0, :2].copy(), f32.reshape(2, 1, 16), f32),
         "dense_scores": ("ip", "f32", f32[0], f32.view(np.uint8)),
-        "scan_pq4": (np.zeros((1, 1, 32), np.uint8), u8, 0),
+        "scan_pq4": (np.zeros((1, 1, 32), np.uint8), u8, [0]),
         "quantize_tables": (f32,),
     }
+    options = {"pairs": [], "cuts": [[]], "places": 32} if name == "scan_pq4" else {}
     with pytest.raises(ValueError, match="'mmx'"):
-        getattr(_native, name)("mmx", *arguments[name])
+        getattr(_native, name)("mmx", *arguments[name], **options)

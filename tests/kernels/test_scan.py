@@ -14,13 +14,30 @@ from vqdistill.kernels import available_levels, pack_codes, reference
 
 LEVELS = available_levels()
 MAX_SUM = 128 * 255
+MOST_QUERIES = 4
 
 
-def check_scan(level, packed, tables, threshold):
-    sums = reference.scan_sums(packed, tables)
-    rows, found = _native.scan_pq4(level, packed, tables, threshold)
-    assert np.array_equal(rows, np.flatnonzero(sums >= threshold))
-    assert np.array_equal(found, sums[sums >= threshold])
+def random_codes(rng, n, m):
+    return pack_codes(rng.integers(0, 16, (n, m)).astype(np.uint8))
+
+
+def tables_of(rng, nq, m):
+    return np.stack([random_tables(rng, m) for _ in range(nq)])
+
+
+def check_scan(level, packed, tables, thresholds, *, pairs=(), cuts=None, allow=None, places=None):
+    """Compare with the reference; return the hits of each query and the blocks scanned."""
+    cuts = cuts or [[]] * len(tables)
+    limit = max(32 * len(packed), 32) if places is None else places
+    *found, scanned = _native.scan_pq4(
+        level, packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit
+    )
+    wanted, blocks = reference.scan(packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit)
+    assert scanned == blocks
+    for (rows, sums), (wanted_rows, wanted_sums) in zip(found, wanted, strict=True):
+        assert np.array_equal(rows, wanted_rows)
+        assert np.array_equal(sums, wanted_sums)
+    return [len(rows) for rows, _ in found], scanned
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -28,60 +45,182 @@ def check_scan(level, packed, tables, threshold):
 @pytest.mark.parametrize("offset", range(4))
 def test_scan_by_rows(level, n, offset):
     rng = np.random.default_rng(n)
-    packed = shifted(pack_codes(rng.integers(0, 16, (n, 10)).astype(np.uint8)), offset)
-    tables = shifted(random_tables(rng, 10), offset)
-    for threshold in (0, 1, 600, 700, 800, 5 * 255, MAX_SUM + 1):
-        check_scan(level, packed, tables, threshold)
+    packed = shifted(random_codes(rng, n, 10), offset)
+    for nq in range(1, MOST_QUERIES + 1):
+        tables = shifted(tables_of(rng, nq, 10), offset)
+        for threshold in (0, 1, 600, 700, 800, 5 * 255, MAX_SUM + 1):
+            check_scan(
+                level, packed, tables, [threshold + 10 * i for i in range(nq)] if threshold < 999 else [threshold] * nq
+            )
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("m", [2, 4, 6, 8, 16, 30, 32, 34, 62, 64, 66, 96, 98, 254, 256])
 def test_scan_by_subspaces(level, m):
     rng = np.random.default_rng(m)
-    packed = pack_codes(rng.integers(0, 16, (100, m)).astype(np.uint8))
-    tables = random_tables(rng, m)
-    sums = reference.scan_sums(packed, tables)
-    for threshold in (0, int(np.median(sums)), int(sums.max()), int(sums.max()) + 1):
-        check_scan(level, packed, tables, threshold)
+    packed = random_codes(rng, 100, m)
+    for nq in (1, MOST_QUERIES):
+        tables = tables_of(rng, nq, m)
+        sums = [reference.scan_sums(packed, lut) for lut in tables]
+        for pick in (np.min, np.median, np.max):
+            check_scan(level, packed, tables, [int(pick(of_query)) for of_query in sums])
+        found, _ = check_scan(level, packed, tables, [int(of_query.max()) + 1 for of_query in sums])
+        assert found == [0] * nq
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_largest_sum_does_not_overflow(level):
-    tables = np.zeros((256, 16), np.uint8)
-    tables[0::2] = 200
-    tables[1::2] = 55
+    tables = np.zeros((1, 256, 16), np.uint8)
+    tables[:, 0::2] = 200
+    tables[:, 1::2] = 55
     packed = pack_codes(np.full((33, 256), 7, np.uint8))
-    check_scan(level, packed, tables, MAX_SUM)
-    assert len(_native.scan_pq4(level, packed, tables, MAX_SUM)[0]) == 64
-    assert len(_native.scan_pq4(level, packed, tables, MAX_SUM + 1)[0]) == 0
+    ends = {"pairs": [126, 127], "cuts": [[126 * 255, 127 * 255]]}
+    assert check_scan(level, packed, tables, [MAX_SUM], **ends) == ([64], 2)
+    assert check_scan(level, packed, tables, [MAX_SUM + 1], **ends) == ([0], 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_odd_rows_do_not_leak_into_even_ones(level):
     """Sums of neighbouring rows share a 32-bit word on the way; one is largest and the other smallest."""
-    tables = np.zeros((256, 16), np.uint8)
-    tables[:, 15] = np.tile([127, 128], 128)
+    tables = np.zeros((1, 256, 16), np.uint8)
+    tables[0, :, 15] = np.tile([127, 128], 128)
     codes = np.zeros((64, 256), np.uint8)
     for odd in (0, 1):
         codes[odd::2], codes[1 - odd :: 2] = 15, 0
-        check_scan(level, pack_codes(codes), tables, 0)
+        assert check_scan(level, pack_codes(codes), tables, [0])[0] == [64]
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_scan_random_blocks(level):
-    """Random bytes as codes, in bulk: what the parametrized cases did not think of."""
-    rng = np.random.default_rng(7)
-    for m in (8, 64, 130):
-        packed = rng.integers(0, 256, (400, m // 2, 32)).astype(np.uint8)
-        tables = random_tables(rng, m)
-        threshold = int(np.quantile(reference.scan_sums(packed, tables), rng.random()))
-        check_scan(level, packed, tables, threshold)
+@pytest.mark.parametrize("row", [0, 1, 15, 16, 30, 31])
+def test_one_row_keeps_its_block(level, row):
+    """A cut looks at every lane: the block goes on because of one row, and only that row is a hit."""
+    codes = np.zeros((96, 64), np.uint8)
+    codes[32 + row] = 1
+    tables = np.zeros((1, 64, 16), np.uint8)
+    tables[0, :, 1] = 2
+    for cuts in ([40, 80], [39, 1], [0, 80]):
+        assert check_scan(level, pack_codes(codes), tables, [128], pairs=[10, 20], cuts=[cuts]) == ([1], 3)
+    for cuts in ([41, 80], [40, 81], [MAX_SUM + 1, 0]):
+        assert check_scan(level, pack_codes(codes), tables, [128], pairs=[10, 20], cuts=[cuts]) == ([0], 3)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("m", [4, 6, 8, 48, 64, 98, 256])
+@pytest.mark.parametrize("nq", range(1, MOST_QUERIES + 1))
+def test_cuts_drop_blocks(level, m, nq):
+    rng = np.random.default_rng(m + nq)
+    packed, tables = random_codes(rng, 640, m), tables_of(rng, nq, m)
+    choices = [[1], [m // 4], [m // 2 - 1], *([[1, 2], [m // 4, m // 4 + 1], [1, m // 2 - 1]] if m > 6 else [])]
+    dropped = kept = 0
+    for pairs in choices:
+        best = [
+            [reference.scan_sums(packed[:, :p], lut[: 2 * p]).reshape(-1, 32).max(axis=1) for p in pairs]
+            for lut in tables
+        ]
+        for quantile in (0.0, 0.3, 0.9):
+            cuts = [[int(np.quantile(of_cut, quantile)) for of_cut in of_query] for of_query in best]
+            rows, _ = check_scan(level, packed, tables, [0] * nq, pairs=pairs, cuts=cuts)
+            kept, dropped = kept + sum(rows), dropped + 640 * nq - sum(rows)
+    assert kept > 0 and dropped > 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("nq", range(1, MOST_QUERIES + 1))
+def test_only_allowed_rows_are_found(level, nq):
+    rng = np.random.default_rng(nq)
+    packed, tables = random_codes(rng, 32 * 40, 16), tables_of(rng, nq, 16)
+    allow = rng.integers(0, 2**32, 40, dtype=np.uint32)
+    allow[rng.random(40) < 0.4] = 0
+    allow[-1] = 1 << 31
+    bits = sum(int(mask).bit_count() for mask in allow)
+    assert check_scan(level, packed, tables, [0] * nq, allow=shifted(allow, 1))[0] == [bits] * nq
+    check_scan(level, packed, tables, [1100 + 50 * i for i in range(nq)], allow=allow)
+    assert check_scan(level, packed, tables, [0] * nq, allow=np.zeros(40, np.uint32)) == ([0] * nq, 40)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_cut_counts_rows_that_are_not_allowed(level):
+    """A cut is about the block: the row that keeps it need not be one that may be found."""
+    codes = np.zeros((32, 4), np.uint8)
+    codes[3] = 1
+    tables = np.zeros((1, 4, 16), np.uint8)
+    tables[0, :, 1] = 9
+    allow = np.array([1 << 20], np.uint32)
+    assert check_scan(level, pack_codes(codes), tables, [0], pairs=[1], cuts=[[18]], allow=allow)[0] == [1]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("nq", range(1, MOST_QUERIES + 1))
+@pytest.mark.parametrize("places", [32, 33, 63, 64, 95, 96, 1000])
+def test_scan_stops_before_a_block_that_may_not_fit(level, nq, places):
+    rng = np.random.default_rng(places)
+    packed, tables = random_codes(rng, 32 * 20, 8), tables_of(rng, nq, 8)
+    for thresholds in ([0] * nq, [MAX_SUM + 1] * (nq - 1) + [0], [500 + 20 * i for i in range(nq)]):
+        rows, scanned = check_scan(level, packed, tables, thresholds, places=places)
+        assert max(rows) <= places
+        if thresholds[-1] == 0:
+            assert scanned == min(places // 32, 20)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_scan_goes_on_where_it_stopped(level):
+    rng = np.random.default_rng(4)
+    packed, tables = random_codes(rng, 32 * 50, 12), tables_of(rng, 3, 12)
+    thresholds, start, rows = [300, 700, 900], 0, [[], [], []]
+    while start < len(packed):
+        *found, scanned = _native.scan_pq4(
+            level, packed[start:], tables, thresholds, pairs=[], cuts=[[]] * 3, places=70
+        )
+        assert scanned > 0
+        for i in range(3):
+            rows[i] += (found[i][0] + 32 * start).tolist()
+        start += scanned
+    whole, _ = reference.scan(packed, tables, thresholds)
+    assert rows == [of_query.tolist() for of_query, _ in whole]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_queries_do_not_depend_on_each_other(level):
+    rng = np.random.default_rng(6)
+    packed, tables = random_codes(rng, 3000, 64), tables_of(rng, MOST_QUERIES, 64)
+    thresholds, pairs = [4400, 0, 4000, MAX_SUM + 1], [10, 20]
+    cuts = [[1500, 3000], [1400, 0], [0, 2900], [0, 0]]
+    together = _native.scan_pq4(level, packed, tables, thresholds, pairs=pairs, cuts=cuts, places=4000)
+    for i in range(MOST_QUERIES):
+        alone = _native.scan_pq4(
+            level, packed, tables[i : i + 1], thresholds[i : i + 1], pairs=pairs, cuts=cuts[i : i + 1], places=4000
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(alone[0], together[i], strict=True))
+
+
+SCANS = st.tuples(
+    st.integers(0, 2**32), st.integers(1, 128), st.integers(0, 9), st.integers(1, MOST_QUERIES), st.integers(0, 2)
+)
+
+
+@given(SCANS, st.sampled_from([32, 40, 64, 1000]), st.floats(0, 1), st.floats(0, 1))
+def test_scan_equals_reference(scan, places, quantile, cut_quantile):
+    """Random bytes as codes: what the parametrized cases did not think of."""
+    seed, half_m, nblocks, nq, ncuts = scan
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 256, (nblocks, half_m, 32), dtype=np.uint8)
+    tables = tables_of(rng, nq, 2 * half_m)
+    pairs = sorted(rng.choice(np.arange(1, half_m), min(ncuts, half_m - 1), replace=False).tolist())
+
+    def at(share, lut, p):
+        sums = reference.scan_sums(packed[:, :p], lut[: 2 * p])
+        return int(np.quantile(sums, share)) if nblocks else 0
+
+    thresholds = [at(quantile, lut, half_m) for lut in tables]
+    cuts = [[at(cut_quantile, lut, p) for p in pairs] for lut in tables]
+    allow = rng.integers(0, 2**32, nblocks, dtype=np.uint32) if seed % 2 else None
+    for level in LEVELS:
+        check_scan(level, packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=places)
 
 
 def test_scan_of_nothing():
     for level in LEVELS:
-        rows, _ = _native.scan_pq4(level, np.zeros((0, 3, 32), np.uint8), np.zeros((6, 16), np.uint8), 0)
-        assert len(rows) == 0
+        assert check_scan(level, np.zeros((0, 3, 32), np.uint8), np.zeros((2, 6, 16), np.uint8), [0, 0]) == ([0, 0], 0)
 
 
 FLOATS = st.floats(-1e6, 1e6, width=32)

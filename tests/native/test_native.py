@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from vqdistill.kernels import available_levels
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
@@ -48,11 +50,25 @@ def objects(request, tmp_path_factory):
     return flags, sorted(folder.glob("*.o"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("test_*.cpp")))
-def test_native(objects, name, tmp_path):
+def output_of(objects, name, folder, *arguments):
+    """Compile a program of this folder, run it, and return what it prints."""
     flags, built = objects
-    program = tmp_path / name
+    program = folder / name
     compiled = run(COMPILER, *flags, HERE / f"{name}.cpp", *built, "-o", program)
     assert compiled.returncode == 0, compiled.stderr
-    finished = run(program)
+    finished = run(program, *arguments)
     assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("test_*.cpp")))
+def test_native(objects, name, tmp_path):
+    output_of(objects, name, tmp_path)
+
+
+@pytest.mark.parametrize("objects", ["address"], indirect=True)
+def test_levels_agree_on_random_calls(objects, tmp_path):
+    """A short run of `make fuzz`: its buffers end where their memory ends, so a kernel that reads beyond is seen."""
+    summary = output_of(objects, "fuzz_kernels", tmp_path, 200_000)
+    assert summary.startswith("no mismatch: 200")
+    assert summary.endswith(f"levels {' '.join(available_levels())}\n")

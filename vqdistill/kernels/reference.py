@@ -7,6 +7,7 @@ equal bit for bit, too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from vqdistill.config import BLOCK_ROWS, KSUB
 
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
+F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
 
 MAX_PAIR_SUM = 255
@@ -43,6 +46,50 @@ def scan_sums(packed: U8, tables: U8) -> I64:
     """Sum of table entries (m, 16) of each row, padding rows included -> (nblocks * 32,) int64."""
     codes = unpack_codes(packed, len(packed) * BLOCK_ROWS)
     return np.asarray(tables[np.arange(codes.shape[1]), codes].sum(axis=1, dtype=np.int64))
+
+
+def scan(
+    packed: U8,
+    tables: U8,
+    thresholds: Sequence[int],
+    *,
+    pairs: Sequence[int] = (),
+    cuts: Sequence[Sequence[int]] | None = None,
+    allow: U32 | None = None,
+    places: int | None = None,
+) -> tuple[list[tuple[I64, I64]], int]:
+    """Find the rows of packed (nblocks, m // 2, 32) whose sums reach the thresholds of up to four queries.
+
+    Parameters
+    ----------
+    tables : (nq, m, 16) uint8
+    thresholds : of the whole sums, one for each query
+    pairs, cuts : a block goes on for query i behind pairs[s] pairs of subspaces only if the partial sum of one of its
+        32 rows, allowed or not, has reached cuts[i][s]
+    allow : (nblocks,) uint32; bit r = row r of the block may be found; None = all rows
+    places : hits that a query has room for; None = no limit
+
+    Returns
+    -------
+    found : for each query its rows and sums, (h,) int64 each, by row
+    scanned : blocks scanned: all, or those before the first one for which some query had fewer than 32 places left
+    """
+    nblocks = len(packed)
+    allow = np.full(nblocks, 0xFFFFFFFF, np.uint32) if allow is None else allow
+    hits = np.tile((allow[:, None] >> np.arange(BLOCK_ROWS, dtype=np.uint32) & 1).astype(bool), (len(tables), 1, 1))
+    sums = np.stack([scan_sums(packed, lut).reshape(-1, BLOCK_ROWS) for lut in tables])
+    for i, lut in enumerate(tables):
+        hits[i] &= sums[i] >= thresholds[i]
+        for p, cut in zip(pairs, cuts[i] if cuts else (), strict=True):
+            partial = scan_sums(packed[:, :p], lut[: 2 * p]).reshape(-1, BLOCK_ROWS)
+            hits[i] &= partial.max(axis=1, keepdims=True) >= cut
+    scanned = nblocks
+    if places is not None:
+        by_block = hits.sum(axis=2)
+        full = (by_block.cumsum(axis=1) - by_block + BLOCK_ROWS > places).any(axis=0)
+        scanned = int(full.argmax()) if full.any() else nblocks
+    hits[:, scanned:] = False
+    return [(np.flatnonzero(hits[i]), sums[i][hits[i]]) for i in range(len(tables))], scanned
 
 
 def quantize_tables(lut: F32) -> tuple[U8, float, float]:
@@ -75,16 +122,18 @@ def pq_tables(rotated: F32, codewords: F32, init: F32) -> F64:
     return np.asarray(init + products)
 
 
-def gemm_nt(a: F32, b: F32) -> F64:
+def gemm_nt(a: F32, b: F32 | F16) -> F64:
     """Product of a (na, d) with the transpose of b (nb, d) -> (na, nb) float64."""
     return np.asarray(a.astype(np.float64) @ b.astype(np.float64).T)
 
 
 def decode_dense(dtype: str, rows: U8) -> F64:
-    """Read stored dense rows (b, stride) uint8 of dtype f32, f16 or i8 -> (b, d) float64."""
+    """Read stored dense rows (b, stride) uint8 of dtype f32, f16, bf16 or i8 -> (b, d) float64."""
     if dtype == "i8":
         scales = np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float64)
         return np.asarray(scales * rows[:, 4:].view(np.int8))
+    if dtype == "bf16":
+        return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return rows.view({"f32": "<f4", "f16": "<f2"}[dtype]).astype(np.float64)
 
 
