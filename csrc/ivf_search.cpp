@@ -72,7 +72,8 @@ double squared_norm(const float* x, std::size_t d) {
 // What one thread needs; it only grows, so that a search allocates nothing after the first ones.
 struct Workspace {
     std::vector<float> centered, projected, routed, lut;
-    std::vector<std::uint8_t> tables, run;
+    std::vector<std::uint8_t> tables;
+    IoScratch io;
     std::vector<ScanHit> hits;
     std::vector<TopR> routes;
     std::vector<Span<Scored>> lists;  // of each query of the block, best first: id = list, score = routing score
@@ -175,9 +176,10 @@ void IvfSearch::search_block(const float* queries, std::size_t q, const SearchOp
         const Span<Scored> candidates = work.candidates.best();
         work.stats.candidates += static_cast<std::int64_t>(candidates.size);
         if (options.refine > 0) {
-            const ReadCounts read = dense_.rerank(kernels_, index_.metric, query, candidates, work.run);
-            work.stats.dense_rows += read.rows;
-            work.stats.dense_bytes += read.bytes;
+            RerankTask task{query, candidates, {}};
+            dense_.rerank(kernels_, index_.metric, {&task, 1}, work.io);
+            work.stats.dense_rows += task.counts.rows;
+            work.stats.dense_bytes += task.counts.bytes;
         } else {
             rescore(slot, constant, candidates, work);
         }

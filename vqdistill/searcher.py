@@ -21,12 +21,13 @@ class Searcher:
     Parameters
     ----------
     reader : an open index, which stays open as long as the searcher is used
+    io : how dense rows are read, one of auto, map, pread, uring; see `IndexReader.engine`
     """
 
-    def __init__(self, reader: IndexReader) -> None:
+    def __init__(self, reader: IndexReader, io: str = "auto") -> None:
         self.reader = reader
         """The index."""
-        self._engine = reader.engine()
+        self._engine = reader.engine(io)
 
     def search(
         self, queries: Any, k: int = 10, *, nprobe: int | None = None, refine: int | None = None, threads: int = 1
@@ -90,6 +91,9 @@ class Searcher:
         return params
 
 
-def open(path: str | Path, verify: str = "headers") -> Searcher:
-    """Open the index at `path` for searching; see `IndexReader.open` for the checks and errors."""
-    return Searcher(open_index(path, verify))
+def open(path: str | Path, verify: str = "headers", io: str = "auto") -> Searcher:
+    """Open the index at `path` for searching.
+
+    See `IndexReader.open` for the checks and errors, and `IndexReader.engine` for `io`.
+    """
+    return Searcher(open_index(path, verify), io)
