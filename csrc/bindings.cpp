@@ -12,7 +12,9 @@
 #include <tuple>
 #include <utility>
 
+#include "disk_tier.h"
 #include "dispatch.h"
+#include "io_uring.h"
 #include "ivf_search.h"
 #include "pack.h"
 
@@ -117,6 +119,38 @@ DenseDtype parse_dense_dtype(const std::string& text) {
     refuse("dense_dtype", "one of f32, f16, bf16, i8, none", text);
 }
 
+IoMode parse_io(const std::string& text) {
+    if (text == "auto") return IoMode::automatic;
+    if (text == "map") return IoMode::map;
+    if (text == "pread") return IoMode::pread;
+    if (text == "uring") return IoMode::uring;
+    refuse("io", "one of auto, map, pread, uring", text);
+}
+
+// The bytes of an object with a buffer, which stay where they are as long as this lives; none of None.
+class Bytes {
+public:
+    Bytes(const py::object& value, const char* name) {
+        if (value.is_none()) return;
+        if (!PyObject_CheckBuffer(value.ptr()))
+            throw py::type_error(std::string(name) + " must be a buffer or None, got " + type_name(value));
+        info_ = py::reinterpret_borrow<py::buffer>(value).request();
+    }
+    const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(info_.ptr); }
+    std::uint64_t size() const { return static_cast<std::uint64_t>(info_.size * info_.itemsize); }
+
+private:
+    py::buffer_info info_;
+};
+
+DiskTier make_tier(int fd, const Bytes& map, std::int64_t offset, const std::string& dtype_text, std::size_t d,
+                   const std::string& io) {
+    const DenseDtype dtype = parse_dense_dtype(dtype_text);
+    if (dtype != DenseDtype::none && fd < 0) refuse("dense_fd", "an open file descriptor", std::to_string(fd));
+    if (offset < 0) refuse("dense_offset", "at least 0", std::to_string(offset));
+    return DiskTier(fd, map.data(), map.size(), static_cast<std::uint64_t>(offset), dtype, d, parse_io(io));
+}
+
 std::size_t require_m(std::size_t m) {
     if (m == 0 || m % 2 != 0 || m > kMaxM) refuse("m", "even and in 2..256", number(m));
     return m;
@@ -179,7 +213,8 @@ class Engine {
 public:
     Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
-           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype)
+           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
+           const py::object& dense_map, const std::string& io)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
           codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
@@ -187,7 +222,14 @@ public:
           coarse_(coarse, "coarse", "(nlist, d) float32 or float16", {router_.size(0), rows(mean_)}),
           rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
           packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
-          search_(view(parse_metric(metric), residual), tier(dense_fd, dense_offset, dense_dtype)) {}
+          map_(dense_map, "dense_map"),
+          search_(view(parse_metric(metric), residual),
+                  make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io)) {
+        const std::uint64_t end = search_.dense().end_of(search_.index().n());
+        if (map_.data() != nullptr && end > map_.size())
+            refuse("dense_map", "the whole file, of " + std::to_string(end) + " bytes at least",
+                   std::to_string(map_.size()));
+    }
 
     py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float gap, py::ssize_t refine,
                      float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
@@ -297,13 +339,6 @@ private:
         if (metric == Metric::l2 && router_.half()) refuse("router for metric l2", "float32", "float16");
     }
 
-    DiskTier tier(int fd, std::int64_t offset, const std::string& dtype_text) const {
-        const DenseDtype dtype = parse_dense_dtype(dtype_text);
-        if (dtype != DenseDtype::none && fd < 0) refuse("dense_fd", "an open file descriptor", std::to_string(fd));
-        if (offset < 0) refuse("dense_offset", "at least 0", std::to_string(offset));
-        return DiskTier(fd, static_cast<std::uint64_t>(offset), dtype, mean_.size(0));
-    }
-
     // The arrays keep alive what search_ points at.
     Array<float> mean_;
     Matrix codewords_;
@@ -311,6 +346,7 @@ private:
     Matrix router_, coarse_;
     Array<float> rotation_;
     Array<std::uint8_t> packed_;
+    Bytes map_;
     IvfSearch search_;
 };
 
@@ -428,6 +464,49 @@ py::array_t<float> py_dense_scores(const std::string& level, const std::string& 
     return scores;
 }
 
+// The reads of a search apart from it, for tests and benches; one thread at a time.
+class RowReader {
+public:
+    RowReader(int fd, const py::object& map, std::int64_t offset, const std::string& dtype, py::ssize_t d,
+              const std::string& io, py::ssize_t depth)
+        : map_(map, "map"),
+          d_(in_range("d", d, 1, PY_SSIZE_T_MAX)),
+          tier_(make_tier(fd, map_, offset, dtype, d_, io)),
+          scratch_(in_range("depth", depth, 1, 4096)) {
+        if (!tier_.available()) refuse("dtype", "one of f32, f16, i8", dtype);
+    }
+
+    py::tuple rerank(const std::string& metric, const py::object& queries, const py::object& positions) {
+        const Array<float> x(queries, "queries", "(q, d) float32", {kAny, static_cast<py::ssize_t>(d_)});
+        const Array<std::int64_t> rows(positions, "positions", "(q, r) int64", {x.array().shape(0), kAny});
+        const std::size_t q = rows.size(0), r = rows.size(1);
+        std::vector<Scored> candidates(q * r);
+        for (std::size_t i = 0; i < q * r; ++i)
+            candidates[i] = {0.0f, static_cast<std::uint32_t>(i % r), rows.data()[i]};
+        std::vector<RerankTask> tasks;
+        for (std::size_t i = 0; i < q; ++i) tasks.push_back({x.data() + i * d_, {candidates.data() + i * r, r}, {}});
+        {
+            const py::gil_scoped_release release;
+            tier_.rerank(active_kernels(), parse_metric(metric), {tasks.data(), q}, scratch_);
+        }
+        py::array_t<float> scores = empty<float>({q, r});
+        py::array_t<std::int64_t> counts = empty<std::int64_t>({q, 4});
+        for (std::size_t i = 0; i < q; ++i) {
+            for (const Scored& row : tasks[i].candidates) scores.mutable_at(i, row.tag) = row.score;
+            const std::int64_t of_task[] = {tasks[i].counts.rows, tasks[i].counts.pages, tasks[i].counts.bytes,
+                                            tasks[i].counts.wait_ns};
+            std::copy_n(of_task, 4, counts.mutable_data(i, 0));
+        }
+        return py::make_tuple(scores, counts);
+    }
+
+private:
+    Bytes map_;
+    std::size_t d_;
+    DiskTier tier_;
+    IoScratch scratch_;
+};
+
 void set_os_error(std::exception_ptr failure) {
     try {
         if (failure) std::rethrow_exception(failure);
@@ -450,6 +529,7 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("cpu_level", [] { return active_kernels().name; });
     module.def("available_levels", available_levels);
+    module.def("io_uring_available", io_uring_available);
     module.def("pack_codes", py_pack_codes, arg("codes"));
     module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
     module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("thresholds"), py::kw_only(),
@@ -463,14 +543,21 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Engine>(module, "Engine")
         .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
                       const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
-                      const std::string&>(),
+                      const std::string&, const py::object&, const std::string&>(),
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
-             arg("dense_offset") = 0, arg("dense_dtype") = "none")
+             arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto")
         .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("gap") = kInfinity,
              arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
              arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
         .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
              arg("verify"), arg("nprobe"), arg("gap") = kInfinity, arg("allow") = py::none(), arg("threads"),
              arg("timeout_s") = kInfinity);
+
+    py::class_<RowReader>(module, "RowReader")
+        .def(py::init<int, const py::object&, std::int64_t, const std::string&, py::ssize_t, const std::string&,
+                      py::ssize_t>(),
+             py::kw_only(), arg("fd"), arg("map"), arg("offset"), arg("dtype"), arg("d"), arg("io"),
+             arg("depth") = IoScratch::kDepth)
+        .def("rerank", &RowReader::rerank, arg("metric"), arg("queries"), arg("positions"));
 }

@@ -26,7 +26,7 @@ class Searcher:
     Parameters
     ----------
     reader : an open index, which stays open as long as the searcher is used
-    io : how dense rows are read, see `IndexReader.engine`
+    io : how dense rows are read, one of auto, map, pread, uring; see `IndexReader.engine`
     """
 
     def __init__(self, reader: IndexReader, io: str = "auto") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill._native import Engine
+from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
 from vqdistill.index.files import (
@@ -84,6 +85,11 @@ class IndexReader:
             for kind, segment in manifest.segments.items():
                 fds[kind] = open_segment(path, segment, manifest.index_id, manifest.version)
                 stack.callback(os.close, fds[kind])
+            if "dense" in fds:
+                # Rows are read one here, one there: what the system would read ahead is not wanted.
+                os.posix_fadvise(fds["dense"], 0, 0, os.POSIX_FADV_RANDOM)
+                # Through a descriptor that may not block, io_uring of old kernels reads only what the page cache has.
+                os.set_blocking(fds["dense"], True)
             reader = cls(path, manifest, fds)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
         return reader
@@ -107,9 +113,24 @@ class IndexReader:
             doc_codewords=self._load("doc_codewords"),
         )
 
-    def engine(self) -> Engine:
-        """Return a native engine over the resident arrays and the dense file; it shares their memory."""
+    def engine(self, io: str = "auto") -> Engine:
+        """Return a native engine over the resident arrays and the dense file; it shares their memory.
+
+        Parameters
+        ----------
+        io : how dense rows are read: "map" from a memory map, "pread" by a pool of threads, "uring" by io_uring; "auto"
+            from the map what the page cache has, and the rest by io_uring, or by the pool where the system denies it
+
+        Raises
+        ------
+        InvalidInput
+            If `io` is none of these or not to be had here, or the reader is closed.
+        """
         self._require_open()
+        if io not in ("auto", "map", "pread", "uring"):
+            raise InvalidInput(f"io must be one of auto, map, pread, uring, got {io!r}")
+        if io == "uring" and not io_uring_available():
+            raise InvalidInput("io must be one of auto, map, pread where the system denies io_uring, got 'uring'")
         manifest = self.manifest
         return Engine(
             metric="l2" if manifest.metric is Metric.L2 else "ip",
@@ -124,7 +145,20 @@ class IndexReader:
             dense_fd=-1 if manifest.dense == "none" else self._fds["dense"],
             dense_offset=PAGE,
             dense_dtype=manifest.dense,
+            dense_map=self._map_dense(io) if manifest.dense != "none" and io in ("auto", "map") else None,
+            io=io if manifest.dense != "none" else "auto",
         )
+
+    def _map_dense(self, io: str) -> mmap.mmap | None:
+        """Map the dense file; None under "auto" if there is no room in the address space (RLIMIT_AS)."""
+        try:
+            dense = mmap.mmap(self._fds["dense"], 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if io == "auto":
+                return None
+            raise InvalidInput(f"io must be one of auto, pread, uring, got 'map': {error.strerror}") from None
+        dense.madvise(mmap.MADV_RANDOM)
+        return dense
 
     def ids_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Look up external ids on disk; only the bytes of these positions are read.
