@@ -231,13 +231,13 @@ public:
                    std::to_string(map_.size()));
     }
 
-    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float gap, py::ssize_t refine,
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
                      float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
                      double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow, search_.index());
         const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
-                                    probe_rule(nprobe, gap),
+                                    probe_rule(nprobe, lift, temperature),
                                     in_range("refine", refine, 0, PY_SSIZE_T_MAX),
                                     {misses, error},
                                     deviations,
@@ -257,12 +257,12 @@ public:
     }
 
     py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
-                           float gap, const py::object& allow, py::ssize_t threads, double timeout_s) const {
+                           float lift, float temperature, const py::object& allow, py::ssize_t threads, double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow, search_.index());
         if (!(margin >= 0)) refuse("margin", "at least 0", std::to_string(margin));
         if (verify) require_dense("verify", "True");
-        const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, gap), allowed.view(),
+        const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, lift, temperature), allowed.view(),
                                    in_range("threads", threads, 1, 1024)};
         std::vector<QueryStats> stats(x.size(0));
         RangeHits hits;
@@ -295,9 +295,10 @@ private:
         return Array<float>(queries, "queries", "(q, " + d + ") float32", {kAny, rows(mean_)});
     }
 
-    ProbeRule probe_rule(py::ssize_t nprobe, float gap) const {
-        if (!(gap >= 0)) refuse("gap", "at least 0", std::to_string(gap));
-        return {in_range("nprobe", nprobe, 1, router_.size(0)), gap};
+    ProbeRule probe_rule(py::ssize_t nprobe, float lift, float temperature) const {
+        if (!(lift >= 0)) refuse("lift", "at least 0", std::to_string(lift));
+        if (!(temperature > 0)) refuse("temperature", "positive", std::to_string(temperature));
+        return {in_range("nprobe", nprobe, 1, router_.size(0)), lift, temperature};
     }
 
     void require_dense(const char* name, const std::string& got) const {
@@ -547,11 +548,11 @@ PYBIND11_MODULE(_native, module) {
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
              arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto")
-        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("gap") = kInfinity,
+        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
              arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
              arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
         .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
-             arg("verify"), arg("nprobe"), arg("gap") = kInfinity, arg("allow") = py::none(), arg("threads"),
+             arg("verify"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f, arg("allow") = py::none(), arg("threads"),
              arg("timeout_s") = kInfinity);
 
     py::class_<RowReader>(module, "RowReader")

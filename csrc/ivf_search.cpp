@@ -78,7 +78,7 @@ IvfSearch::~IvfSearch() = default;
 
 // All rows have the same base then, so that lists do not matter.
 bool IvfSearch::scans_everything(const ProbeRule& probe, const AllowView& allow) const {
-    return probe.most == index_.nlist && probe.gap == kInf && !index_.residual && allow.per_list == nullptr;
+    return probe.most == index_.nlist && probe.lift == 0.0f && !index_.residual && allow.per_list == nullptr;
 }
 
 // Calls search(first, count, work) for blocks of the q queries, each of which takes about query_bytes.
@@ -178,7 +178,7 @@ void IvfSearch::prepare(std::size_t q, bool flat, Workspace& work) const {
     for (std::size_t i = 0; i < q; ++i) {
         QueryScan& query = work.queries[i];
         query.tables = work.tables.queries[i];
-        query.lists = flat ? Span<Scored>{work.flat.data(), work.flat.size()} : work.routes.lists[i];
+        query.lists = flat ? Span<Scored>{work.flat.data(), work.flat.size()} : Span<Scored>{work.routes.lists[i].data(), work.routes.lists[i].size()};
         query.rows = 0;
         query.next = 0;
     }

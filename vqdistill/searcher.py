@@ -182,14 +182,14 @@ class Searcher:
         return int(k)
 
     def _probing(self, params: SearchParams) -> dict[str, Any]:
-        """Options `nprobe` and `gap` of the engine."""
+        """Options `nprobe`, `lift` and `temperature` of the engine."""
         nlist, policy = self.reader.manifest.nlist, self.reader.manifest.search
         if params.nprobe is not None and params.nprobe > nlist:
             raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
         coverage = params.coverage
         if coverage is None:
             if params.nprobe is not None or policy.coverage is None:
-                return {"nprobe": params.nprobe or policy.nprobe, "gap": math.inf}
+                return {"nprobe": params.nprobe or policy.nprobe}
             coverage = policy.coverage
         if not policy.rungs:
             raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
@@ -198,7 +198,8 @@ class Searcher:
                 f"coverage must be at most {policy.rungs[-1][0]}, the last that the index was calibrated for, got"
                 f" {coverage}; nprobe={nlist} visits all lists"
             )
-        return {"nprobe": params.nprobe or nlist, "gap": policy.gap(coverage)}
+        lift = policy.lift(coverage)
+        return {"nprobe": params.nprobe or nlist, "lift": lift, "temperature": policy.temperature}
 
     def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
         """Options `refine`, `misses` and `error` of the engine."""

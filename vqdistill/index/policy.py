@@ -24,8 +24,10 @@ class SearchPolicy:
     coverage: float | None = None
     """Rung taken by default."""
     rungs: tuple[tuple[float, float], ...] = ()
-    """Rising (coverage, gap): visiting all lists whose routing score is within `gap` of the query's best one covers
-    this share of the true neighbours."""
+    """(coverage, lift), coverages rising and lifts falling: the lists in which a wanted row is at least `lift` times as
+    likely as among as many random rows hold this share of the true neighbours."""
+    temperature: float | None = None
+    """Softmax of the routing scores divided by it is the probability of a list."""
     confidence: float | None = None
     """Expected share of the k results among the candidates read when reading stops."""
     error: float | None = None
@@ -33,13 +35,13 @@ class SearchPolicy:
     deviations: float | None = None
     """Standard deviations above its mean that the rest of a code is credited with when a scan drops blocks early."""
 
-    def gap(self, coverage: float) -> float:
-        """Return the gap for a coverage up to the last rung, linear between rungs; that of the first one below it."""
+    def lift(self, coverage: float) -> float:
+        """Return the lift for a coverage up to the last rung: geometric between rungs, that of the first one below."""
         low = self.rungs[0]
         for high in self.rungs:
             if coverage <= high[0]:
                 share = (coverage - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 1.0
-                return low[1] + max(0.0, share) * (high[1] - low[1])
+                return float(low[1] * (high[1] / low[1]) ** max(0.0, share))
             low = high
         return low[1]
 
@@ -50,6 +52,7 @@ class SearchPolicy:
             "refine": self.refine,
             "coverage": self.coverage,
             "rungs": [list(rung) for rung in self.rungs],
+            "temperature": self.temperature,
             "confidence": self.confidence,
             "error": self.error,
             "deviations": self.deviations,
@@ -76,6 +79,9 @@ class SearchPolicy:
         coverage = search.number_or_null("coverage", 0.0, 1.0)
         if (coverage is None) == bool(rungs) or (coverage is not None and coverage > rungs[-1][0]):
             search.fail("coverage", coverage, "at most the last rung's, and null without rungs")
+        temperature = search.number_or_null("temperature", 0.0, 1e300)
+        if (temperature is None) == bool(rungs):
+            search.fail("temperature", temperature, "null if and only if there are no rungs")
         confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", 0.0, 1e300)
         if (confidence is None) != (error is None):
             search.fail("confidence", confidence, "null if and only if error is")
@@ -85,6 +91,7 @@ class SearchPolicy:
             refine=refine,
             coverage=coverage,
             rungs=rungs,
+            temperature=temperature,
             confidence=confidence,
             error=error,
             deviations=deviations,
@@ -96,8 +103,8 @@ def _parse_rungs(search: Fields) -> tuple[tuple[float, float], ...]:
     ok = isinstance(got, list) and all(
         isinstance(rung, list) and len(rung) == 2 and all(isinstance(x, (int, float)) for x in rung) for rung in got
     )
-    rungs = tuple((float(coverage), float(gap)) for coverage, gap in got) if ok else ()
-    rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in zip(rungs, rungs[1:], strict=False))
-    if not ok or not rising or any(not 0 < coverage <= 1 or gap < 0 for coverage, gap in rungs):
-        search.fail("rungs", got, "a list of rising pairs of a coverage in (0, 1] and a gap of at least 0")
+    rungs = tuple((float(coverage), float(lift)) for coverage, lift in got) if ok else ()
+    in_order = all(a[0] < b[0] and a[1] >= b[1] for a, b in zip(rungs, rungs[1:], strict=False))
+    if not ok or not in_order or any(not (0 < coverage <= 1 and lift > 0) for coverage, lift in rungs):
+        search.fail("rungs", got, "a list of pairs of a rising coverage in (0, 1] and a falling lift above 0")
     return rungs
