@@ -15,7 +15,6 @@ from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.types import F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 
-_STATS = ("lists_probed", "codes_scanned", "candidates", "dense_rows", "dense_pages", "dense_bytes", "wait_ns")
 _MARGIN_ERRORS = 4.0
 """Standard deviations of the codes' error by which a range search looks below its threshold."""
 
@@ -89,10 +88,10 @@ class Searcher:
         options = self._probing(params) | self._verification(params, self._checked_k(k)) | self._limits(params, allow)
         policy = self.reader.manifest.search
         deviations = math.inf if policy.deviations is None else policy.deviations
-        scores, positions, stats = self._run(
+        scores, positions, work = self._run(
             "search", self._prepared(queries), params, k=int(k), deviations=deviations, **options
         )
-        return Hits(scores, *self._named(positions), *_counted(stats))
+        return Hits(scores, *self._named(positions), work)
 
     def range_search(
         self,
@@ -136,7 +135,7 @@ class Searcher:
         verify = manifest.dense != "none" if verify is None else bool(verify)
         margin = _MARGIN_ERRORS * (manifest.search.error or 0.0) if verify else 0.0
         options = self._probing(params) | self._limits(params, allow)
-        counts, scores, positions, stats = self._run(
+        counts, scores, positions, work = self._run(
             "range_search",
             self._prepared(queries),
             params,
@@ -146,7 +145,7 @@ class Searcher:
             **options,
         )
         lims = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return RangeHits(lims, scores, *self._named(positions), *_counted(stats))
+        return RangeHits(scores, *self._named(positions), work, lims)
 
     def prepare(self, allow: Any) -> Allow:
         """Turn a mask of rows, or external ids, into a filter for any number of searches of this index.
@@ -233,12 +232,6 @@ class Searcher:
         """External ids and row numbers of positions."""
         rows = self.reader.rows_of(positions)
         return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
-
-
-def _counted(stats: npt.NDArray[np.int64]) -> tuple[dict[str, int], dict[str, npt.NDArray[np.int64]]]:
-    """Totals of the call, and the same by query."""
-    by_query = dict(zip(_STATS, stats.T, strict=True))
-    return {name: int(values.sum()) for name, values in by_query.items()}, by_query
 
 
 def open(path: str | Path, verify: str = "headers", io: str = "auto") -> Searcher:

@@ -50,6 +50,7 @@ class IndexReader:
         self.path = path
         self.manifest = manifest
         self._fds = fds
+        self._maps: dict[str, npt.NDArray[np.int64] | None] = {}
         self._arrays = {kind: self._load(kind) for kind, segment in manifest.segments.items() if segment.resident}
         check_list_offsets(self._arrays["list_offsets"], manifest)
 
@@ -193,7 +194,7 @@ class IndexReader:
     def rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing."""
         rows = self._integers("rows", positions)
-        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
+        if rows.size and not (-1 <= rows.min() and rows.max() < self.manifest.n):
             raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
         return rows
 
@@ -293,11 +294,30 @@ class IndexReader:
 
     def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         self._require_positions(positions, -1)
+        self._require_open()
+        numbers = self._mapped(kind)
         found = positions >= 0
+        whole = found.all()
+        wanted = positions if whole else positions[found]
+        read = self._read(kind, wanted).view("<i8")[:, 0].reshape(wanted.shape) if numbers is None else numbers[wanted]
+        check_not_missing(read, self._segment(kind))
+        if whole:
+            return read
         out = np.full(positions.shape, -1, dtype=np.int64)
-        out[found] = self._read(kind, positions[found]).view("<i8")[:, 0]
-        check_not_missing(out[found], self._segment(kind))
+        out[found] = read
         return out
+
+    def _mapped(self, kind: str) -> npt.NDArray[np.int64] | None:
+        """Map a segment of integers, whose pages stay the page cache's; None if there is no room to map it."""
+        if kind not in self._maps:
+            try:
+                file = mmap.mmap(self._fds[kind], 0, access=mmap.ACCESS_READ)
+            except OSError:
+                self._maps[kind] = None
+            else:
+                file.madvise(mmap.MADV_RANDOM)
+                self._maps[kind] = np.frombuffer(file, dtype="<i8", count=self._segment(kind).shape[0], offset=PAGE)
+        return self._maps[kind]
 
     def _texts(self, positions: npt.NDArray[np.int64]) -> Iterator[str]:
         """Yield the string ids at sorted positions."""
