@@ -5,12 +5,16 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <string>
 #include <system_error>
 #include <tuple>
 #include <utility>
 
+#include "disk_tier.h"
 #include "dispatch.h"
+#include "io_uring.h"
 #include "ivf_search.h"
 #include "pack.h"
 
@@ -21,6 +25,7 @@ namespace {
 
 using Shape = std::vector<py::ssize_t>;
 constexpr py::ssize_t kAny = -1;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 std::string type_name(const py::handle& value) { return py::str(py::type::of(value).attr("__name__")); }
 
@@ -58,6 +63,30 @@ private:
     py::array array_;
 };
 
+// The same for a matrix of float32 or float16.
+class Matrix {
+public:
+    Matrix(const py::object& value, const char* name, const std::string& wanted, const Shape& shape)
+        : half_(py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).dtype().char_() == 'e'),
+          bits_(half_ ? value.attr("view")("uint16") : value) {
+        if (half_)
+            Array<std::uint16_t>(bits_, name, wanted, shape);
+        else
+            Array<float>(bits_, name, wanted, shape);
+    }
+    MatrixView view() const {
+        if (half_) return {nullptr, static_cast<const std::uint16_t*>(array().data())};
+        return {static_cast<const float*>(array().data()), nullptr};
+    }
+    py::array array() const { return py::reinterpret_borrow<py::array>(bits_); }
+    py::ssize_t size(int axis) const { return array().shape(axis); }
+    bool half() const { return half_; }
+
+private:
+    bool half_;
+    py::object bits_;
+};
+
 template <class T>
 py::array_t<T> empty(std::initializer_list<std::size_t> shape) {
     return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
@@ -90,6 +119,38 @@ DenseDtype parse_dense_dtype(const std::string& text) {
     refuse("dense_dtype", "one of f32, f16, bf16, i8, none", text);
 }
 
+IoMode parse_io(const std::string& text) {
+    if (text == "auto") return IoMode::automatic;
+    if (text == "map") return IoMode::map;
+    if (text == "pread") return IoMode::pread;
+    if (text == "uring") return IoMode::uring;
+    refuse("io", "one of auto, map, pread, uring", text);
+}
+
+// The bytes of an object with a buffer, which stay where they are as long as this lives; none of None.
+class Bytes {
+public:
+    Bytes(const py::object& value, const char* name) {
+        if (value.is_none()) return;
+        if (!PyObject_CheckBuffer(value.ptr()))
+            throw py::type_error(std::string(name) + " must be a buffer or None, got " + type_name(value));
+        info_ = py::reinterpret_borrow<py::buffer>(value).request();
+    }
+    const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(info_.ptr); }
+    std::uint64_t size() const { return static_cast<std::uint64_t>(info_.size * info_.itemsize); }
+
+private:
+    py::buffer_info info_;
+};
+
+DiskTier make_tier(int fd, const Bytes& map, std::int64_t offset, const std::string& dtype_text, std::size_t d,
+                   const std::string& io) {
+    const DenseDtype dtype = parse_dense_dtype(dtype_text);
+    if (dtype != DenseDtype::none && fd < 0) refuse("dense_fd", "an open file descriptor", std::to_string(fd));
+    if (offset < 0) refuse("dense_offset", "at least 0", std::to_string(offset));
+    return DiskTier(fd, map.data(), map.size(), static_cast<std::uint64_t>(offset), dtype, d, parse_io(io));
+}
+
 std::size_t require_m(std::size_t m) {
     if (m == 0 || m % 2 != 0 || m > kMaxM) refuse("m", "even and in 2..256", number(m));
     return m;
@@ -102,46 +163,146 @@ void require_offsets(const Array<std::int64_t>& offsets) {
     if (*begin != 0 || !std::is_sorted(begin, end)) refuse("list_offsets", "(nlist + 1,) rising from 0", "others");
 }
 
+// Rows that a search may find: bits by block of positions, and the number of such rows in each list.
+class Allow {
+public:
+    Allow(const py::object& value, const IndexView& index)
+        : pair_(value.is_none() ? py::tuple(0) : py::reinterpret_borrow<py::tuple>(value)) {
+        if (value.is_none()) return;
+        if (!py::isinstance<py::tuple>(value) || pair_.size() != 2) refuse("allow", "(blocks, per_list)", type_name(value));
+        view_.blocks = Array<std::uint32_t>(pair_[0], "allow blocks", "(nblocks,) uint32",
+                                            {static_cast<py::ssize_t>(block_count(index.n()))})
+                           .data();
+        view_.per_list = Array<std::int64_t>(pair_[1], "allow per_list", "(nlist,) int64",
+                                             {static_cast<py::ssize_t>(index.nlist)})
+                             .data();
+    }
+    const AllowView& view() const { return view_; }
+
+private:
+    py::tuple pair_;
+    AllowView view_;
+};
+
+// Ctrl-C and other signals, as Python's handlers answer them; called without the GIL.
+bool python_interrupts() {
+    const py::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+// Runs a search without the GIL, under the limits of the call. What interrupted it is the Python error that is raised.
+template <class Search>
+void run_limited(double timeout_s, Search search) {
+    if (!(timeout_s > 0)) refuse("timeout_s", "positive", std::to_string(timeout_s));
+    try {
+        const py::gil_scoped_release release;
+        CallLimits limits(timeout_s, python_interrupts);
+        search(limits);
+    } catch (const Interrupted&) {
+        throw py::error_already_set();
+    } catch (const TimedOut&) {
+        PyErr_SetString(PyExc_TimeoutError, "timed out");
+        throw py::error_already_set();
+    }
+}
+
+constexpr std::size_t kStats = sizeof(QueryStats) / sizeof(std::int64_t);
+static_assert(sizeof(QueryStats) == kStats * sizeof(std::int64_t), "stats are seen as rows of int64");
+
 class Engine {
 public:
     Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
-           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype)
+           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
+           const py::object& dense_map, const std::string& io)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
-          codewords_(codewords, "codewords", "(m, 16, dsub) float32", {kAny, kSub, kAny}),
+          codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
-          router_(router, "router", "(nlist, d) float32", {rows(offsets_) - 1, rows(mean_)}),
-          coarse_(coarse, "coarse", "(nlist, d) float32", {rows(router_), rows(mean_)}),
+          router_(router, "router", "(nlist, d) float32 or float16", {rows(offsets_) - 1, rows(mean_)}),
+          coarse_(coarse, "coarse", "(nlist, d) float32 or float16", {router_.size(0), rows(mean_)}),
           rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
-          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, rows(codewords_) / 2, kBlockRows}),
-          search_(view(parse_metric(metric), residual), tier(dense_fd, dense_offset, dense_dtype)) {}
+          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
+          map_(dense_map, "dense_map"),
+          search_(view(parse_metric(metric), residual),
+                  make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io)) {
+        const std::uint64_t end = search_.dense().end_of(search_.index().n());
+        if (map_.data() != nullptr && end > map_.size())
+            refuse("dense_map", "the whole file, of " + std::to_string(end) + " bytes at least",
+                   std::to_string(map_.size()));
+    }
 
-    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, py::ssize_t refine,
-                     py::ssize_t threads) const {
-        const std::size_t d = search_.index().d;
-        const Array<float> x(queries, "queries", "(q, " + number(d) + ") float32", {kAny, rows(mean_)});
-        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX), in_range("nprobe", nprobe, 1, rows(router_)),
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
+                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
+                     double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
+                                    probe_rule(nprobe, lift, temperature),
                                     in_range("refine", refine, 0, PY_SSIZE_T_MAX),
+                                    {misses, error},
+                                    deviations,
+                                    allowed.view(),
                                     in_range("threads", threads, 1, 1024)};
-        if (options.refine > 0 && !search_.dense().available())
-            refuse("refine", "0 without dense rows", number(options.refine));
+        if (options.refine > 0) require_dense("refine", number(options.refine));
+        if (misses > 0 && !(error > 0)) refuse("error", "positive", std::to_string(error));
         py::array_t<float> scores = empty<float>({x.size(0), options.k});
         py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.k});
-        SearchStats stats;
         float* const scores_out = scores.mutable_data();
         std::int64_t* const positions_out = positions.mutable_data();
-        {
-            const py::gil_scoped_release release;
-            stats = search_.search(x.data(), x.size(0), options, scores_out, positions_out);
-        }
-        const std::int64_t counts[] = {stats.lists, stats.codes, stats.candidates, stats.dense_rows, stats.dense_bytes};
-        return py::make_tuple(scores, positions, py::array_t<std::int64_t>(5, counts));
+        std::vector<QueryStats> stats(x.size(0));
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.search(x.data(), x.size(0), options, limits, scores_out, positions_out, stats.data());
+        });
+        return py::make_tuple(scores, positions, stats_array(stats));
+    }
+
+    py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
+                           float lift, float temperature, const py::object& allow, py::ssize_t threads, double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        if (!(margin >= 0)) refuse("margin", "at least 0", std::to_string(margin));
+        if (verify) require_dense("verify", "True");
+        const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, lift, temperature), allowed.view(),
+                                   in_range("threads", threads, 1, 1024)};
+        std::vector<QueryStats> stats(x.size(0));
+        RangeHits hits;
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            hits = search_.range_search(x.data(), x.size(0), options, limits, stats.data());
+        });
+        return py::make_tuple(array_of(hits.counts), array_of(hits.scores), array_of(hits.positions),
+                              stats_array(stats));
     }
 
 private:
     template <class T>
     static py::ssize_t rows(const Array<T>& array) {
         return array.array().shape(0);
+    }
+
+    template <class T>
+    static py::array_t<T> array_of(const std::vector<T>& values) {
+        return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+    }
+
+    static py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
+        py::array_t<std::int64_t> out = empty<std::int64_t>({stats.size(), kStats});
+        std::memcpy(out.mutable_data(), stats.data(), stats.size() * sizeof(QueryStats));
+        return out;
+    }
+
+    Array<float> checked_queries(const py::object& queries) const {
+        const std::string d = number(search_.index().d);
+        return Array<float>(queries, "queries", "(q, " + d + ") float32", {kAny, rows(mean_)});
+    }
+
+    ProbeRule probe_rule(py::ssize_t nprobe, float lift, float temperature) const {
+        if (!(lift >= 0)) refuse("lift", "at least 0", std::to_string(lift));
+        if (!(temperature > 0)) refuse("temperature", "positive", std::to_string(temperature));
+        return {in_range("nprobe", nprobe, 1, router_.size(0)), lift, temperature};
+    }
+
+    void require_dense(const char* name, const std::string& got) const {
+        if (!search_.dense().available()) refuse(name, "0 without dense rows", got);
     }
 
     IndexView view(Metric metric, bool residual) const {
@@ -152,16 +313,16 @@ private:
         require_rotation(metric);
         IndexView view{metric,
                        residual,
-                       router_.size(0),
+                       static_cast<std::size_t>(router_.size(0)),
                        mean_.size(0),
-                       require_m(codewords_.size(0)),
-                       codewords_.size(2),
+                       require_m(static_cast<std::size_t>(codewords_.size(0))),
+                       static_cast<std::size_t>(codewords_.size(2)),
                        offsets_.data(),
-                       router_.data(),
-                       coarse_.data(),
+                       router_.view(),
+                       coarse_.view(),
                        mean_.data(),
                        additive() ? nullptr : rotation_.data(),
-                       codewords_.data(),
+                       codewords_.view(),
                        packed_.data()};
         if (packed_.size(0) != block_count(view.n()))
             refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
@@ -171,24 +332,22 @@ private:
     bool additive() const { return rotation_.size(0) == 0; }
 
     void require_rotation(Metric metric) const {
-        if (additive() && (codewords_.size(2) != mean_.size(0) || metric == Metric::l2))
+        if (additive() && (codewords_.size(2) != rows(mean_) || metric == Metric::l2))
             refuse("additive codewords", "(m, 16, d) for metric ip", describe(codewords_.array()));
-        if (!additive() && rotation_.size(0) != codewords_.size(0) * codewords_.size(2))
+        if (!additive() && rows(rotation_) != codewords_.size(0) * codewords_.size(2))
             refuse("rotation", "(m * dsub, d), or (0, d) for additive codes", describe(rotation_.array()));
-    }
-
-    DiskTier tier(int fd, std::int64_t offset, const std::string& dtype_text) const {
-        const DenseDtype dtype = parse_dense_dtype(dtype_text);
-        if (dtype != DenseDtype::none && fd < 0) refuse("dense_fd", "an open file descriptor", std::to_string(fd));
-        if (offset < 0) refuse("dense_offset", "at least 0", std::to_string(offset));
-        return DiskTier(fd, static_cast<std::uint64_t>(offset), dtype, mean_.size(0));
+        if (!additive() && codewords_.half()) refuse("codewords of product codes", "float32", "float16");
+        if (metric == Metric::l2 && router_.half()) refuse("router for metric l2", "float32", "float16");
     }
 
     // The arrays keep alive what search_ points at.
-    Array<float> mean_, codewords_;
+    Array<float> mean_;
+    Matrix codewords_;
     Array<std::int64_t> offsets_;
-    Array<float> router_, coarse_, rotation_;
+    Matrix router_, coarse_;
+    Array<float> rotation_;
     Array<std::uint8_t> packed_;
+    Bytes map_;
     IvfSearch search_;
 };
 
@@ -306,6 +465,49 @@ py::array_t<float> py_dense_scores(const std::string& level, const std::string& 
     return scores;
 }
 
+// The reads of a search apart from it, for tests and benches; one thread at a time.
+class RowReader {
+public:
+    RowReader(int fd, const py::object& map, std::int64_t offset, const std::string& dtype, py::ssize_t d,
+              const std::string& io, py::ssize_t depth)
+        : map_(map, "map"),
+          d_(in_range("d", d, 1, PY_SSIZE_T_MAX)),
+          tier_(make_tier(fd, map_, offset, dtype, d_, io)),
+          scratch_(in_range("depth", depth, 1, 4096)) {
+        if (!tier_.available()) refuse("dtype", "one of f32, f16, i8", dtype);
+    }
+
+    py::tuple rerank(const std::string& metric, const py::object& queries, const py::object& positions) {
+        const Array<float> x(queries, "queries", "(q, d) float32", {kAny, static_cast<py::ssize_t>(d_)});
+        const Array<std::int64_t> rows(positions, "positions", "(q, r) int64", {x.array().shape(0), kAny});
+        const std::size_t q = rows.size(0), r = rows.size(1);
+        std::vector<Scored> candidates(q * r);
+        for (std::size_t i = 0; i < q * r; ++i)
+            candidates[i] = {0.0f, static_cast<std::uint32_t>(i % r), rows.data()[i]};
+        std::vector<RerankTask> tasks;
+        for (std::size_t i = 0; i < q; ++i) tasks.push_back({x.data() + i * d_, {candidates.data() + i * r, r}, {}});
+        {
+            const py::gil_scoped_release release;
+            tier_.rerank(active_kernels(), parse_metric(metric), {tasks.data(), q}, scratch_);
+        }
+        py::array_t<float> scores = empty<float>({q, r});
+        py::array_t<std::int64_t> counts = empty<std::int64_t>({q, 4});
+        for (std::size_t i = 0; i < q; ++i) {
+            for (const Scored& row : tasks[i].candidates) scores.mutable_at(i, row.tag) = row.score;
+            const std::int64_t of_task[] = {tasks[i].counts.rows, tasks[i].counts.pages, tasks[i].counts.bytes,
+                                            tasks[i].counts.wait_ns};
+            std::copy_n(of_task, 4, counts.mutable_data(i, 0));
+        }
+        return py::make_tuple(scores, counts);
+    }
+
+private:
+    Bytes map_;
+    std::size_t d_;
+    DiskTier tier_;
+    IoScratch scratch_;
+};
+
 void set_os_error(std::exception_ptr failure) {
     try {
         if (failure) std::rethrow_exception(failure);
@@ -328,6 +530,7 @@ PYBIND11_MODULE(_native, module) {
 
     module.def("cpu_level", [] { return active_kernels().name; });
     module.def("available_levels", available_levels);
+    module.def("io_uring_available", io_uring_available);
     module.def("pack_codes", py_pack_codes, arg("codes"));
     module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
     module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("thresholds"), py::kw_only(),
@@ -341,10 +544,21 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Engine>(module, "Engine")
         .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
                       const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
-                      const std::string&>(),
+                      const std::string&, const py::object&, const std::string&>(),
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
-             arg("dense_offset") = 0, arg("dense_dtype") = "none")
-        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("refine"),
-             arg("threads"));
+             arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto")
+        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
+             arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
+             arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
+        .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
+             arg("verify"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f, arg("allow") = py::none(), arg("threads"),
+             arg("timeout_s") = kInfinity);
+
+    py::class_<RowReader>(module, "RowReader")
+        .def(py::init<int, const py::object&, std::int64_t, const std::string&, py::ssize_t, const std::string&,
+                      py::ssize_t>(),
+             py::kw_only(), arg("fd"), arg("map"), arg("offset"), arg("dtype"), arg("d"), arg("io"),
+             arg("depth") = IoScratch::kDepth)
+        .def("rerank", &RowReader::rerank, arg("metric"), arg("queries"), arg("positions"));
 }

@@ -1,31 +1,56 @@
 #include "disk_tier.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <stdexcept>
 #include <system_error>
+
+#include "io_uring.h"
+#include "read_pool.h"
 
 namespace vqdistill {
 namespace {
 
-// Rows whose gap is at most a page are read together: the page between costs less than a second system call.
-constexpr std::uint64_t kGapBytes = 4096;
-// Longest read of several rows: bounds the buffer of a thread.
-constexpr std::uint64_t kRunBytes = 64 << 10;
+constexpr std::uint64_t kPage = 4096;
+constexpr std::size_t kCacheLine = 64;
+// Longest read of several rows, and with it the buffer of a read.
+constexpr std::size_t kRunBytes = 16 << 10;
+// Rows whose cache lines are on their way while one is scored.
+constexpr std::size_t kRowsAhead = 4;
+// One row in so many is looked up in the page cache: a look takes the time of five rows.
+constexpr std::size_t kProbeEvery = 192;
+// Rows from the map between two looks at the clock, and the time that they hardly ever take without a disk: bytes at
+// 2 GB/s and some page faults.
+constexpr std::size_t kRowsTimed = 16;
+constexpr std::int64_t kPauseNs = 20'000;
 
-void read_exactly(int fd, std::uint8_t* out, std::size_t bytes, std::uint64_t offset) {
-    while (bytes > 0) {
-        const ssize_t got = ::pread(fd, out, bytes, static_cast<off_t>(offset));
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) throw std::system_error(errno, std::generic_category(), "cannot read dense rows");
-        if (got == 0) throw std::system_error(EIO, std::generic_category(), "dense rows end early");
-        out += got;
-        bytes -= static_cast<std::size_t>(got);
-        offset += static_cast<std::uint64_t>(got);
-    }
+constexpr char kEndEarly[] = "dense rows end early", kCannotRead[] = "cannot read dense rows";
+
+using Clock = std::chrono::steady_clock;
+
+std::int64_t ns_since(Clock::time_point start) {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
 }
+
+[[noreturn]] void fail(int error, const char* what) { throw std::system_error(error, std::generic_category(), what); }
+
+// Counts the pages of rows that come in the order of the file, each page once.
+class PageCounter {
+public:
+    // How many pages the bytes begin..end add.
+    std::int64_t add(std::uint64_t begin, std::uint64_t end) {
+        const std::uint64_t first = std::max(begin / kPage, uncounted_), last = (end - 1) / kPage + 1;
+        if (last <= first) return 0;
+        uncounted_ = last;
+        return static_cast<std::int64_t>(last - first);
+    }
+
+private:
+    std::uint64_t uncounted_ = 0;
+};
 
 }  // namespace
 
@@ -52,34 +77,270 @@ DenseScore dense_score(const Kernels& kernels, DenseDtype dtype, Metric metric) 
     return l2 ? kernels.l2_i8 : kernels.dot_i8;
 }
 
-DiskTier::DiskTier(int fd, std::uint64_t offset, DenseDtype dtype, std::size_t d)
-    : fd_(fd), offset_(offset), dtype_(dtype), d_(d), stride_(dense_stride(dtype, d)) {}
-
-// How many of the rows first..last, sorted by position, one read takes: at least one.
-std::size_t DiskTier::run_length(const Scored* first, const Scored* last) const {
-    const Scored* next = first + 1;
-    while (next != last && offset_of(*next) <= offset_of(next[-1]) + stride_ + kGapBytes &&
-           offset_of(*next) + stride_ - offset_of(*first) <= kRunBytes)
-        ++next;
-    return static_cast<std::size_t>(next - first);
+ReadQueue& IoScratch::queue(IoMode mode) {
+    if (process_ != ::getpid()) {  // a forked child: its parent's threads and ring are not its own
+        ring_.reset();
+        pooled_.reset();
+        process_ = ::getpid();
+    }
+    if (mode == IoMode::pread && depth_ == 1) {
+        if (!serial_) serial_ = std::make_unique<SerialReads>();
+        return *serial_;
+    }
+    if (mode != IoMode::pread && io_uring_available()) {
+        try {
+            if (!ring_) ring_ = std::make_unique<RingReads>(depth_);
+            return *ring_;
+        } catch (const std::system_error&) {
+            if (mode == IoMode::uring) throw;
+        }
+    }
+    if (!pooled_) pooled_ = std::make_unique<PooledReads>(depth_);
+    return *pooled_;
 }
 
-ReadCounts DiskTier::rerank(const Kernels& kernels, Metric metric, const float* query, Span<Scored> candidates,
-                            std::vector<std::uint8_t>& buffer) const {
-    const DenseScore score = dense_score(kernels, dtype_, metric);
-    std::sort(candidates.begin(), candidates.end(), [](const Scored& a, const Scored& b) { return a.id < b.id; });
-    buffer.resize(std::max<std::size_t>(kRunBytes, stride_));
-    ReadCounts counts;
-    for (Scored* first = candidates.begin(); first != candidates.end();) {
-        Scored* const last = first + run_length(first, candidates.end());
-        const std::uint64_t begin = offset_of(*first);
-        const std::size_t bytes = offset_of(last[-1]) + stride_ - begin;
-        read_exactly(fd_, buffer.data(), bytes, begin);
-        counts.rows += last - first;
-        counts.bytes += static_cast<std::int64_t>(bytes);
-        for (; first != last; ++first) first->score = score(query, buffer.data() + (offset_of(*first) - begin), d_);
+// Makes a place in memory for as many reads as may be under way; untouched parts of it cost nothing.
+void IoScratch::reserve(std::size_t read_bytes) {
+    if (depth_ * read_bytes > buffer_bytes_) {
+        buffer_bytes_ = depth_ * read_bytes;
+        buffer_.reset(new std::uint8_t[buffer_bytes_]);
     }
-    return counts;
+    runs_.resize(depth_);
+    free_slots_.clear();
+    for (std::size_t slot = depth_; slot > 0; --slot) free_slots_.push_back(static_cast<std::uint32_t>(slot - 1));
+}
+
+// After a queue has failed: the system may still write into the buffer, so nobody else may ever have it.
+void IoScratch::abandon() noexcept {
+    static_cast<void>(buffer_.release());
+    buffer_bytes_ = 0;
+    ring_.reset();
+}
+
+// The rows of one call that come by reads.
+class DiskTier::Reading {
+public:
+    Reading(const DiskTier& tier, DenseScore score, Span<RerankTask> tasks, IoScratch& scratch)
+        : tier_(tier),
+          score_(score),
+          tasks_(tasks),
+          scratch_(scratch),
+          queue_(scratch.queue(tier.mode_)),
+          read_bytes_(std::max(kRunBytes, tier.stride_)),
+          try_cached_(tier.mode_ == IoMode::pread ? scratch.depth_ > 1
+                                                  : tier.mode_ == IoMode::automatic && tier.map_ == nullptr) {
+        scratch.reserve(read_bytes_);
+    }
+
+    void run() {
+        const std::vector<IoScratch::Wanted>& wanted = scratch_.wanted_;
+        while ((next_ < wanted.size() && error_ == 0) || under_way() > 0) {
+            if (next_ < wanted.size() && error_ == 0 && !scratch_.free_slots_.empty())
+                start_run();
+            else
+                finish_read();
+        }
+        if (error_ != 0) fail(error_, ended_ ? kEndEarly : kCannotRead);
+    }
+
+    std::size_t under_way() const { return scratch_.depth_ - scratch_.free_slots_.size(); }
+
+private:
+    std::uint64_t begin_of(std::size_t i) const { return tier_.offset_of(scratch_.wanted_[i].row); }
+    std::uint64_t end_of(std::size_t i) const { return begin_of(i) + tier_.stride_; }
+
+    // Behind the rows that one read takes from `first` on: as long as no page comes that holds none of them.
+    std::size_t run_end(std::size_t first) const {
+        std::size_t last = first + 1;
+        while (last < scratch_.wanted_.size() && begin_of(last) / kPage <= (end_of(last - 1) - 1) / kPage + 1 &&
+               end_of(last) - begin_of(first) <= read_bytes_)
+            ++last;
+        return last;
+    }
+
+    void start_run() {
+        const std::uint32_t slot = scratch_.free_slots_.back();
+        const std::size_t first = next_, last = next_ = run_end(first);
+        const std::uint64_t begin = begin_of(first);
+        std::uint8_t* const out = scratch_.buffer_.get() + slot * read_bytes_;
+        const Read read{tier_.fd_, begin, static_cast<std::size_t>(end_of(last - 1) - begin), out};
+        count(first, last);
+        scratch_.runs_[slot] = {first, last, out, read};
+        if (try_cached_ && read_cached(read) == static_cast<std::int64_t>(read.bytes)) {
+            score_run(scratch_.runs_[slot]);
+            return;
+        }
+        scratch_.free_slots_.pop_back();
+        queue_.start(slot, read);
+    }
+
+    void count(std::size_t first, std::size_t last) {
+        std::uint64_t counted = begin_of(first);
+        for (std::size_t i = first; i < last; ++i) {
+            ReadCounts& counts = tasks_[scratch_.wanted_[i].task].counts;
+            counts.rows += 1;
+            counts.pages += pages_.add(begin_of(i), end_of(i));
+            counts.bytes += static_cast<std::int64_t>(end_of(i) - counted);
+            counted = end_of(i);
+        }
+    }
+
+    void finish_read() {
+        const Clock::time_point start = Clock::now();
+        const ReadResult result = queue_.wait();
+        IoScratch::Run& run = scratch_.runs_[result.slot];
+        tasks_[scratch_.wanted_[run.first].task].counts.wait_ns += ns_since(start);
+        if (take(run.rest, result.bytes)) {
+            queue_.start(result.slot, run.rest);
+            return;
+        }
+        scratch_.free_slots_.push_back(result.slot);
+        if (error_ == 0) score_run(run);
+    }
+
+    // Whether a read must go on, for the bytes that did not come.
+    bool take(Read& rest, std::int64_t bytes) {
+        if (bytes == -EAGAIN)
+            bytes = read_some(rest);  // no system should say so of a file; here it cannot go on for ever
+        if (bytes == -EINTR) return error_ == 0;
+        if (bytes <= 0) {
+            if (error_ == 0) ended_ = bytes == 0;
+            if (error_ == 0) error_ = ended_ ? EIO : static_cast<int>(-bytes);
+            return false;
+        }
+        rest.offset += static_cast<std::uint64_t>(bytes);
+        rest.bytes -= static_cast<std::size_t>(bytes);
+        rest.out += bytes;
+        return rest.bytes > 0 && error_ == 0;
+    }
+
+    void score_run(const IoScratch::Run& run) {
+        const std::uint64_t begin = begin_of(run.first);
+        for (std::size_t i = run.first; i < run.last; ++i) {
+            const IoScratch::Wanted& wanted = scratch_.wanted_[i];
+            const RerankTask& task = tasks_[wanted.task];
+            task.candidates[wanted.candidate].score = score_(task.query, run.data + (begin_of(i) - begin), tier_.d_);
+        }
+    }
+
+    const DiskTier& tier_;
+    const DenseScore score_;
+    const Span<RerankTask> tasks_;
+    IoScratch& scratch_;
+    ReadQueue& queue_;
+    const std::size_t read_bytes_;
+    const bool try_cached_;
+    PageCounter pages_;
+    std::size_t next_ = 0;  // of scratch_.wanted_: the first that no read was started for
+    int error_ = 0;         // of the first read that failed
+    bool ended_ = false;    // because the file did
+};
+
+DiskTier::DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::uint64_t offset, DenseDtype dtype,
+                   std::size_t d, IoMode mode)
+    : fd_(fd),
+      map_(map),
+      file_bytes_(file_bytes),
+      offset_(offset),
+      dtype_(dtype),
+      d_(d),
+      stride_(dense_stride(dtype, d)),
+      mode_(mode) {
+    if (mode == IoMode::map && map == nullptr && available())
+        throw std::invalid_argument("io must be one of auto, pread, uring where the file cannot be mapped, got map");
+    if (mode == IoMode::uring && !io_uring_available())
+        throw std::invalid_argument("io must be one of auto, map, pread where the system denies io_uring, got uring");
+}
+
+void DiskTier::rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const {
+    const DenseScore score = dense_score(kernels, dtype_, metric);
+    for (const RerankTask& task : tasks)
+        std::sort(task.candidates.begin(), task.candidates.end(),
+                  [](const Scored& a, const Scored& b) { return a.id < b.id; });
+    Place from;
+    if (mode_ == IoMode::map || (mode_ == IoMode::automatic && map_ != nullptr && looks_cached(tasks, scratch)))
+        from = score_mapped(score, tasks);
+    if (from.task < tasks.size) read_and_score(score, tasks, from, scratch);
+}
+
+// Looks at one row in kProbeEvery of all calls with this scratch, and at the first one after a row was not there.
+bool DiskTier::looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const {
+    for (const RerankTask& task : tasks) {
+        for (; scratch.until_probe_ < task.candidates.size; scratch.until_probe_ += kProbeEvery)
+            if (!has_cached(task.candidates[scratch.until_probe_])) {
+                scratch.until_probe_ = 0;
+                return false;
+            }
+        scratch.until_probe_ -= task.candidates.size;
+    }
+    return true;
+}
+
+// The first byte of a row, if the page cache has it; as read_cached.
+std::int64_t DiskTier::probe(std::int64_t row) const {
+    std::uint8_t byte;
+    return read_cached({fd_, offset_of(row), 1, &byte});
+}
+
+// For all the system tells.
+bool DiskTier::has_cached(const Scored& row) const { return probe(row.id) != -EAGAIN; }
+
+// Scores from the map: all rows or, in IoMode::automatic, up to where the disk made it wait and has more to come.
+// Returns the first row that is not scored.
+DiskTier::Place DiskTier::score_mapped(DenseScore score, Span<RerankTask> tasks) const {
+    const auto fetch = [&](const Scored& row) {
+        const std::uint8_t* const begin = map_ + offset_of(row.id);
+        for (std::size_t at = 0; at < stride_; at += kCacheLine) __builtin_prefetch(begin + at);
+    };
+    const std::int64_t pause_ns = kPauseNs + static_cast<std::int64_t>(kRowsTimed * stride_ / 2);
+    for (std::size_t t = 0; t < tasks.size; ++t) {
+        RerankTask& task = tasks[t];
+        const Span<Scored> rows = task.candidates;
+        if (rows.size > 0 && offset_of(rows[rows.size - 1].id) + stride_ > file_bytes_) fail(EIO, kEndEarly);
+        PageCounter pages;
+        for (std::size_t i = 0; i < std::min(kRowsAhead, rows.size); ++i) fetch(rows[i]);
+        Clock::time_point start = Clock::now();
+        for (std::size_t i = 0; i < rows.size; ++i) {
+            if (i + kRowsAhead < rows.size) fetch(rows[i + kRowsAhead]);
+            const std::uint64_t begin = offset_of(rows[i].id);
+            rows[i].score = score(task.query, map_ + begin, d_);
+            task.counts.rows += 1;
+            task.counts.pages += pages.add(begin, begin + stride_);
+            task.counts.bytes += static_cast<std::int64_t>(stride_);
+            if (mode_ != IoMode::automatic || (i + 1) % kRowsTimed != 0) continue;
+            Scored* const next = rows.begin() + i + 1;
+            const bool paused = ns_since(start) > pause_ns;
+            if (paused && !std::all_of(next, std::min(next + kRowsTimed, rows.end()),
+                                       [&](const Scored& row) { return has_cached(row); }))
+                return {t, i + 1};
+            start = Clock::now();
+        }
+    }
+    return {tasks.size, 0};
+}
+
+void DiskTier::read_and_score(DenseScore score, Span<RerankTask> tasks, Place from, IoScratch& scratch) const {
+    std::vector<IoScratch::Wanted>& wanted = scratch.wanted_;
+    wanted.clear();
+    for (std::size_t t = from.task; t < tasks.size; ++t)
+        for (std::size_t i = t == from.task ? from.candidate : 0; i < tasks[t].candidates.size; ++i)
+            wanted.push_back({tasks[t].candidates[i].id, static_cast<std::uint32_t>(t), static_cast<std::uint32_t>(i)});
+    std::sort(wanted.begin(), wanted.end(), [](const IoScratch::Wanted& a, const IoScratch::Wanted& b) {
+        return a.row != b.row ? a.row < b.row : a.task < b.task;
+    });
+    if (wanted.empty()) return;
+    // What cannot be read at all, io_uring may wait for: a pipe, or its own ring, in the place of a file that was
+    // closed.
+    const std::int64_t first = probe(wanted.front().row);
+    if (first < 0 && first != -EAGAIN && first != -EOPNOTSUPP && first != -ENOSYS && first != -EINTR)
+        fail(static_cast<int>(-first), kCannotRead);
+    Reading reading(*this, score, tasks, scratch);
+    try {
+        reading.run();
+    } catch (...) {
+        if (reading.under_way() > 0) scratch.abandon();
+        throw;
+    }
 }
 
 }  // namespace vqdistill

@@ -1,12 +1,16 @@
-// Dense rows on disk: reads the rows of one query's candidates and scores them exactly.
+// Dense rows on disk: reads the rows of candidates, all at the same time, and scores them exactly.
 #pragma once
+
+#include <sys/types.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "common.h"
 #include "dispatch.h"
+#include "io_queue.h"
 #include "topk.h"
 
 namespace vqdistill {
@@ -14,37 +18,108 @@ namespace vqdistill {
 enum class Metric { ip, l2 };
 enum class DenseDtype { none, f32, f16, bf16, i8 };
 
+// How rows come from the file.
+//   map: from the memory map, a row at a time; best where the page cache has them
+//   pread: by a pool of threads
+//   uring: by io_uring
+//   automatic: from the map while the page cache has the rows; otherwise by io_uring where the system allows it, or by
+//     the pool
+enum class IoMode { automatic, map, pread, uring };
+
 // Bytes of a row of d elements; 0 for none.
 std::size_t dense_stride(DenseDtype dtype, std::size_t d);
 // REQUIRES dtype is not none.
 DenseScore dense_score(const Kernels& kernels, DenseDtype dtype, Metric metric);
 
+// What a task cost. Pages are those of 4 KiB that hold its rows, each once, and bytes those between the first and the
+// last row of a read; a page or byte that several tasks of a call want counts for the first of them alone, unless it
+// came from the map. wait_ns: time without anything to score.
 struct ReadCounts {
-    std::int64_t rows = 0, bytes = 0;
+    std::int64_t rows = 0, pages = 0, bytes = 0, wait_ns = 0;
 };
 
-class DiskTier {
+// A query and the rows to be scored for it.
+struct RerankTask {
+    const float* query;
+    Span<Scored> candidates;
+    ReadCounts counts;
+};
+
+// What a thread keeps between calls, so that they allocate nothing: it only grows.
+class IoScratch {
 public:
-    // Row p of d elements starts at offset + p * dense_stride(dtype, d). REQUIRES: fd, unless dtype is none, is open
-    // for reading as long as rerank is called; it is read with pread only, so its file position does not matter.
-    DiskTier(int fd, std::uint64_t offset, DenseDtype dtype, std::size_t d);
+    // Reads under way at the same time: what a fast disk needs to be busy.
+    static constexpr std::size_t kDepth = 64;
 
-    bool available() const { return dtype_ != DenseDtype::none; }
-
-    // Replaces the scores of candidates, whose ids are positions, by exact ones; leaves them sorted by position.
-    // `buffer` belongs to the calling thread and keeps its size between calls. Throws std::system_error if the disk
-    // refuses.
-    ReadCounts rerank(const Kernels& kernels, Metric metric, const float* query, Span<Scored> candidates,
-                      std::vector<std::uint8_t>& buffer) const;
+    // With a depth of 1, IoMode::pread reads on the caller's thread.
+    explicit IoScratch(std::size_t depth = kDepth) : depth_(depth) {}
 
 private:
-    std::uint64_t offset_of(const Scored& row) const { return offset_ + static_cast<std::uint64_t>(row.id) * stride_; }
-    std::size_t run_length(const Scored* first, const Scored* last) const;
+    friend class DiskTier;
+    struct Wanted {
+        std::int64_t row;
+        std::uint32_t task, candidate;
+    };
+    // The rows wanted[first..last), where their bytes go, and what of them is still to come.
+    struct Run {
+        std::size_t first, last;
+        const std::uint8_t* data;
+        Read rest;
+    };
+    ReadQueue& queue(IoMode mode);
+    void reserve(std::size_t read_bytes);
+    void abandon() noexcept;
+
+    std::size_t depth_;
+    pid_t process_ = 0;  // that made the queues
+    std::unique_ptr<ReadQueue> ring_, pooled_, serial_;
+    std::vector<Wanted> wanted_;
+    std::vector<Run> runs_;  // one a slot
+    std::vector<std::uint32_t> free_slots_;
+    std::unique_ptr<std::uint8_t[]> buffer_;
+    std::size_t buffer_bytes_ = 0;
+    std::size_t until_probe_ = 0;  // rows that go by until the next is looked up in the page cache
+};
+
+// Safe under concurrent calls, each with a scratch of its own.
+class DiskTier {
+public:
+    // Row p of d elements starts at offset + p * dense_stride(dtype, d) of a file of file_bytes. REQUIRES: fd, unless
+    // dtype is none, is open for reading, and map, unless it is null, holds the whole file, as long as rerank is
+    // called; the file does not become shorter (reading the map would end the process). Throws std::invalid_argument if
+    // mode is map without a map, or uring where the system does not have it.
+    DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::uint64_t offset, DenseDtype dtype,
+             std::size_t d, IoMode mode);
+
+    bool available() const { return dtype_ != DenseDtype::none; }
+    // Where the rows end in the file, if there are n.
+    std::uint64_t end_of(std::size_t n) const { return offset_ + n * stride_; }
+
+    // Replaces the scores of every task's candidates, whose ids are positions, by exact ones; leaves them sorted by
+    // position, and counts what it read. A row that several tasks want is read once. Throws std::system_error if the
+    // disk refuses; then some scores are replaced.
+    void rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const;
+
+private:
+    class Reading;
+    // A candidate of a call.
+    struct Place {
+        std::size_t task = 0, candidate = 0;
+    };
+
+    std::uint64_t offset_of(std::int64_t row) const { return offset_ + static_cast<std::uint64_t>(row) * stride_; }
+    bool looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const;
+    std::int64_t probe(std::int64_t row) const;
+    bool has_cached(const Scored& row) const;
+    Place score_mapped(DenseScore score, Span<RerankTask> tasks) const;
+    void read_and_score(DenseScore score, Span<RerankTask> tasks, Place from, IoScratch& scratch) const;
 
     int fd_;
-    std::uint64_t offset_;
+    const std::uint8_t* map_;
+    std::uint64_t file_bytes_, offset_;
     DenseDtype dtype_;
     std::size_t d_, stride_;
+    IoMode mode_;
 };
 
 }  // namespace vqdistill

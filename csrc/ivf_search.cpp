@@ -6,21 +6,15 @@
 
 #include "pack.h"
 #include "parallel.h"
-#include "topk.h"
 
 namespace vqdistill {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-// Lists whose routing scores are computed together: keeps temporaries small for any nlist.
-constexpr std::size_t kRouteChunk = 1024;
-// Queries of a block share one pass over router and projection; more than this gains nothing.
-constexpr std::size_t kMaxBlockQueries = 32;
-constexpr std::size_t kBlockBytes = 512 << 10;
-// Hits between two looks at the bar: few, so that the bar rises soon, but enough to keep the kernel in its loop.
-constexpr std::size_t kHitPlaces = 128;
-// Blocks a kernel call may take: keeps row numbers within 32 bits.
-constexpr std::size_t kMaxScanBlocks = std::size_t{1} << 26;
+// Queries of a block share passes over router, codewords and lists; more than this gains little, and their state should
+// stay in L2.
+constexpr std::size_t kMaxBlockQueries = 128;
+constexpr std::size_t kBlockBytes = 1 << 20;
 
 // Candidates of a codes-only search: a few more than k, because 8-bit tables order the rows around rank k differently
 // from the float tables, by which the k are chosen. At the usual score density the margin is three standard deviations.
@@ -30,55 +24,26 @@ std::size_t candidate_count(const SearchOptions& options, std::size_t n) {
     return std::max<std::size_t>(1, std::min(wanted, n));
 }
 
-float code_score(float base, float step, int sum) { return base + step * static_cast<float>(sum); }
-
-// The lowest sum with which a row at `position` or behind can pass the bar; kMaxSum + 1 if there is none. The scores do
-// not fall as the sum grows, because rounding is monotone, so that the integer comparison decides exactly as floats
-// would.
-int lowest_sum(float base, float step, std::int64_t position, const Scored& bar) {
-    int low = 0, high = kMaxSum + 1;
-    while (low < high) {
-        const int middle = (low + high) / 2;
-        if (better({code_score(base, step, middle), 0, position}, bar))
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-// Best first; what is not a score goes to the end and is reported as missing.
-void write_best(Span<Scored> found, std::size_t k, float* scores, std::int64_t* positions) {
-    for (Scored& item : found)
-        if (std::isnan(item.score)) item.score = -kInf;
-    const std::size_t kept = std::min(k, found.size);
-    if (kept < found.size) std::nth_element(found.begin(), found.begin() + kept, found.end(), better);
+// Sorts the best k first and returns how many there are; what is not a score is dropped.
+std::size_t sort_best(Span<Scored> found, std::size_t k) {
+    Scored* const end = std::partition(found.begin(), found.end(), [](const Scored& x) { return x.score > -kInf; });
+    const auto kept = std::min<std::size_t>(k, static_cast<std::size_t>(end - found.begin()));
+    if (found.begin() + kept < end) std::nth_element(found.begin(), found.begin() + kept, end, better);
     std::sort(found.begin(), found.begin() + kept, better);
-    for (std::size_t i = 0; i < k; ++i) {
-        const bool missing = i >= kept || found[i].score == -kInf;
-        scores[i] = missing ? -kInf : found[i].score;
-        positions[i] = missing ? -1 : found[i].id;
-    }
-}
-
-double squared_norm(const float* x, std::size_t d) {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < d; ++i) sum += static_cast<double>(x[i]) * x[i];
-    return sum;
+    return kept;
 }
 
 }  // namespace
 
 // What one thread needs; it only grows, so that a search allocates nothing after the first ones.
 struct Workspace {
-    std::vector<float> centered, projected, routed, lut;
-    std::vector<std::uint8_t> tables, run;
-    std::vector<ScanHit> hits;
-    std::vector<TopR> routes;
-    std::vector<Span<Scored>> lists;  // of each query of the block, best first: id = list, score = routing score
-    TopR candidates;
-    float step = 0.0f;
-    SearchStats stats;
+    TableBuilder::Scratch tables;
+    Router::Scratch routes;
+    ListScan::Scratch scan;
+    std::vector<QueryScan> queries;
+    std::vector<Scored> flat;  // the runs of rows that every query visits
+    std::vector<Verifier::Job> jobs;
+    Verifier verifier;
 };
 
 // Borrows an idle workspace for the time of a call.
@@ -92,7 +57,6 @@ struct IvfSearch::Lease {
             work = std::move(owner.idle_.back());
             owner.idle_.pop_back();
         }
-        work->stats = {};
     }
     ~Lease() {
         const std::lock_guard<std::mutex> lock(owner.mutex_);
@@ -102,208 +66,143 @@ struct IvfSearch::Lease {
     std::unique_ptr<Workspace> work;
 };
 
-SearchStats& SearchStats::operator+=(const SearchStats& other) {
-    lists += other.lists;
-    codes += other.codes;
-    candidates += other.candidates;
-    dense_rows += other.dense_rows;
-    dense_bytes += other.dense_bytes;
-    return *this;
-}
-
 IvfSearch::IvfSearch(const IndexView& index, const DiskTier& dense)
     : index_(index),
       dense_(dense),
       kernels_(active_kernels()),
-      words_t_(index.additive() ? 0 : index.m * index.dsub * kSub),
-      table_init_(index.m * kSub, 0.0f) {
-    for (std::size_t j = 0; j < index.m && !index.additive(); ++j)
-        for (std::size_t c = 0; c < kSub; ++c) {
-            const float* word = index.codewords + (j * kSub + c) * index.dsub;
-            for (std::size_t t = 0; t < index.dsub; ++t) words_t_[(j * index.dsub + t) * kSub + c] = word[t];
-            if (index.metric == Metric::l2)
-                table_init_[j * kSub + c] = static_cast<float>(-squared_norm(word, index.dsub));
-        }
-    if (index.metric == Metric::l2)
-        for (std::size_t l = 0; l < index.nlist; ++l)
-            route_bias_.push_back(static_cast<float>(-squared_norm(index.router + l * index.d, index.d)));
-}
+      router_(index, kernels_),
+      tables_(index, kernels_),
+      scan_(index, kernels_) {}
 
 IvfSearch::~IvfSearch() = default;
 
 // All rows have the same base then, so that lists do not matter.
-bool IvfSearch::scans_everything(const SearchOptions& options) const {
-    return options.nprobe == index_.nlist && !index_.residual;
+bool IvfSearch::scans_everything(const ProbeRule& probe, const AllowView& allow) const {
+    return probe.most == index_.nlist && probe.lift == 0.0f && !index_.residual && allow.per_list == nullptr;
 }
 
-std::size_t IvfSearch::queries_per_block(std::size_t q, const SearchOptions& options) const {
-    const std::size_t floats = index_.d + index_.projected() + std::min(index_.nlist, kRouteChunk);
-    const std::size_t bytes = floats * sizeof(float) + 2 * options.nprobe * sizeof(Scored);
-    const std::size_t fitting = std::clamp<std::size_t>(kBlockBytes / bytes, 1, kMaxBlockQueries);
-    return std::min(fitting, (q + options.threads - 1) / options.threads);
-}
-
-SearchStats IvfSearch::search(const float* queries, std::size_t q, const SearchOptions& options, float* scores,
-                              std::int64_t* positions) const {
-    SearchStats total;
-    if (q == 0) return total;
-    const std::size_t per_block = queries_per_block(q, options);
+// Calls search(first, count, work) for blocks of the q queries, each of which takes about query_bytes.
+template <class Search>
+void IvfSearch::run_blocks(std::size_t q, std::size_t query_bytes, std::size_t threads, Search search) const {
+    if (q == 0) return;
+    const std::size_t fitting = std::clamp<std::size_t>(kBlockBytes / query_bytes, 1, kMaxBlockQueries);
+    const std::size_t per_block = std::min(fitting, (q + threads - 1) / threads);
     const std::size_t blocks = (q + per_block - 1) / per_block;
-    std::mutex mutex;
-    run_parallel(blocks, options.threads, [&](const auto& next) {
+    run_parallel(blocks, threads, [&](const auto& next) {
         const Lease lease(*this);
         for (std::size_t block = next(); block < blocks; block = next()) {
-            const std::size_t first = block * per_block, count = std::min(per_block, q - first);
-            search_block(queries + first * index_.d, count, options, scores + first * options.k,
-                         positions + first * options.k, *lease.work);
+            const std::size_t first = block * per_block;
+            search(first, std::min(per_block, q - first), *lease.work);
         }
-        const std::lock_guard<std::mutex> lock(mutex);
-        total += lease.work->stats;
     });
-    return total;
 }
 
-void IvfSearch::search_block(const float* queries, std::size_t q, const SearchOptions& options, float* scores,
-                             std::int64_t* positions, Workspace& work) const {
-    if (!scans_everything(options)) route(queries, q, options.nprobe, work);
-    project(queries, q, work);
-    for (std::size_t slot = 0; slot < q; ++slot) {
-        const float* query = queries + slot * index_.d;
-        const float constant = constant_term(query, work.centered.data() + slot * index_.d);
-        if (index_.residual) list_terms(query, slot, work);
-        scan(slot, constant, options, work);
-        const Span<Scored> candidates = work.candidates.best();
-        work.stats.candidates += static_cast<std::int64_t>(candidates.size);
-        if (options.refine > 0) {
-            const ReadCounts read = dense_.rerank(kernels_, index_.metric, query, candidates, work.run);
-            work.stats.dense_rows += read.rows;
-            work.stats.dense_bytes += read.bytes;
-        } else {
-            rescore(slot, constant, candidates, work);
-        }
-        write_best(candidates, options.k, scores + slot * options.k, positions + slot * options.k);
-    }
-}
-
-// Finds the nprobe best lists of each query, ties to the lowest list: <q, r>, or 2 <q, r> - |r|^2 for l2.
-void IvfSearch::route(const float* queries, std::size_t q, std::size_t nprobe, Workspace& work) const {
-    work.routes.resize(std::max(work.routes.size(), q));
-    work.lists.resize(work.routes.size());
-    work.routed.resize(std::max(work.routed.size(), q * std::min(kRouteChunk, index_.nlist)));
-    for (std::size_t slot = 0; slot < q; ++slot) work.routes[slot].reset(nprobe);
-    for (std::size_t first = 0; first < index_.nlist; first += kRouteChunk) {
-        const std::size_t count = std::min(kRouteChunk, index_.nlist - first);
-        kernels_.gemm_nt(queries, q, index_.router + first * index_.d, count, index_.d, work.routed.data());
-        for (std::size_t slot = 0; slot < q; ++slot)
-            for (std::size_t i = 0; i < count; ++i) {
-                const float product = work.routed[slot * count + i];
-                const float score = route_bias_.empty() ? product : 2.0f * product + route_bias_[first + i];
-                work.routes[slot].push({score, 0, static_cast<std::int64_t>(first + i)});
+void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions& options, CallLimits& limits,
+                       float* scores, std::int64_t* positions, QueryStats* stats) const {
+    const std::size_t candidates = candidate_count(options, index_.n()), k = options.k;
+    const Cuts cuts = Cuts::of(index_.m, options.deviations);
+    const std::size_t bytes =
+        index_.m * kSub * (options.refine > 0 ? 1 : 5) + 2 * candidates * sizeof(Scored) + 4 * index_.d;
+    run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
+        const float* const block = queries + first * index_.d;
+        if (work.queries.size() < count) work.queries.resize(count);
+        for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(candidates);
+        find_candidates(block, count, options.probe, cuts, options.allow, options.refine == 0, limits, stats + first,
+                        work);
+        if (options.refine > 0) verify(block, count, k, options.stop, limits, stats + first, work);
+        for (std::size_t i = 0; i < count; ++i) {
+            Span<Scored> found = work.queries[i].found.best();
+            if (options.refine > 0)
+                found.size = work.jobs[i].read;
+            else
+                rescore(work.queries[i], found);
+            const std::size_t kept = sort_best(found, k), row = (first + i) * k;
+            for (std::size_t j = 0; j < k; ++j) {
+                scores[row + j] = j < kept ? found[j].score : -kInf;
+                positions[row + j] = j < kept ? found[j].id : -1;
             }
-    }
-    for (std::size_t slot = 0; slot < q; ++slot) {
-        work.lists[slot] = work.routes[slot].best();
-        std::sort(work.lists[slot].begin(), work.lists[slot].end(), better);
-    }
-}
-
-// Replaces the routing scores of a query's lists by what each adds to the scores of its residual codes: <q, coarse[l]>.
-void IvfSearch::list_terms(const float* query, std::size_t slot, Workspace& work) const {
-    for (Scored& list : work.lists[slot]) {
-        const float* centroid = index_.coarse + static_cast<std::size_t>(list.id) * index_.d;
-        list.score = kernels_.dot_f32(query, reinterpret_cast<const std::uint8_t*>(centroid), index_.d);
-    }
-}
-
-// projected = R q, or 2 R (q - mean) for l2, where the scores hold twice the inner product; the whole table of q for
-// additive codes.
-void IvfSearch::project(const float* queries, std::size_t q, Workspace& work) const {
-    work.projected.resize(std::max(work.projected.size(), q * index_.projected()));
-    work.lut.resize(index_.m * kSub);
-    work.tables.resize(index_.m * kSub);
-    const float* from = queries;
-    if (index_.metric == Metric::l2) {
-        work.centered.resize(std::max(work.centered.size(), q * index_.d));
-        for (std::size_t slot = 0; slot < q; ++slot)
-            for (std::size_t i = 0; i < index_.d; ++i)
-                work.centered[slot * index_.d + i] = 2.0f * (queries[slot * index_.d + i] - index_.mean[i]);
-        from = work.centered.data();
-    }
-    kernels_.gemm_nt(from, q, index_.projection(), index_.projected(), index_.d, work.projected.data());
-}
-
-// What all rows of a query have in common: <q, mean>, or -|q - mean|^2 for l2; residual codes have a term a list
-// instead.
-float IvfSearch::constant_term(const float* query, const float* centered) const {
-    const auto bytes = [](const float* x) { return reinterpret_cast<const std::uint8_t*>(x); };
-    if (index_.metric == Metric::l2) return -0.25f * kernels_.dot_f32(centered, bytes(centered), index_.d);
-    return index_.residual ? 0.0f : kernels_.dot_f32(query, bytes(index_.mean), index_.d);
-}
-
-// lut (m, 16) of a query, before it is rounded to bytes.
-void IvfSearch::build_tables(std::size_t slot, Workspace& work) const {
-    const float* projected = work.projected.data() + slot * index_.projected();
-    if (index_.additive())
-        std::copy_n(projected, index_.m * kSub, work.lut.data());
-    else
-        kernels_.pq_tables(projected, words_t_.data(), table_init_.data(), index_.m, index_.dsub, work.lut.data());
-}
-
-void IvfSearch::scan(std::size_t slot, float constant, const SearchOptions& options, Workspace& work) const {
-    build_tables(slot, work);
-    const TableScale scale = kernels_.quantize_tables(work.lut.data(), index_.m, work.tables.data());
-    work.step = scale.step;
-    work.hits.resize(kHitPlaces);
-    work.candidates.reset(candidate_count(options, index_.n()));
-    if (scans_everything(options)) {
-        work.stats.lists += static_cast<std::int64_t>(index_.nlist);
-        scan_range(0, index_.n(), static_cast<float>(scale.bias + constant), 0, work);
-        return;
-    }
-    const Span<Scored> lists = work.lists[slot];
-    work.stats.lists += static_cast<std::int64_t>(lists.size);
-    for (std::size_t i = 0; i < lists.size; ++i) {
-        const std::int64_t* range = index_.list_offsets + lists[i].id;
-        const float term = index_.residual ? lists[i].score : constant;
-        scan_range(static_cast<std::size_t>(range[0]), static_cast<std::size_t>(range[1]),
-                   static_cast<float>(scale.bias + term), static_cast<std::uint32_t>(i), work);
-    }
-}
-
-// Scans positions begin..end, whose scores are base + step * sum, for candidates; stops when none can pass the bar.
-void IvfSearch::scan_range(std::size_t begin, std::size_t end, float base, std::uint32_t tag, Workspace& work) const {
-    if (begin == end) return;
-    const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(end);
-    std::size_t block = begin / kBlockRows;
-    while (block < last) {
-        const int threshold = lowest_sum(base, work.step, static_cast<std::int64_t>(begin), work.candidates.bar());
-        if (threshold > kMaxSum) break;
-        ScanQuery query{work.tables.data(), threshold, {}, work.hits.data(), kHitPlaces, 0};
-        const ScanCodes codes{index_.packed + block * block_bytes, std::min(last - block, kMaxScanBlocks), index_.m,
-                              0, {}, nullptr};
-        const std::size_t scanned = kernels_.scan_pq4(codes, &query, 1);
-        for (std::size_t i = 0; i < query.found; ++i) {
-            const ScanHit hit = work.hits[i];
-            const std::size_t position = block * kBlockRows + hit.row;
-            if (position < begin || position >= end) continue;
-            const float score = code_score(base, work.step, static_cast<int>(hit.sum));
-            work.candidates.push({score, tag, static_cast<std::int64_t>(position)});
         }
-        block += scanned;
+    });
+}
+
+RangeHits IvfSearch::range_search(const float* queries, std::size_t q, const RangeOptions& options, CallLimits& limits,
+                                  QueryStats* stats) const {
+    std::vector<std::vector<Scored>> results(q);
+    const std::size_t bytes = index_.m * kSub * 5 + 4 * index_.d;
+    run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
+        const float* const block = queries + first * index_.d;
+        if (work.queries.size() < count) work.queries.resize(count);
+        for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset_above(options.threshold - options.margin);
+        find_candidates(block, count, options.probe, {}, options.allow, !options.verify, limits, stats + first, work);
+        if (options.verify) verify(block, count, 1, {0.0f, 1.0f}, limits, stats + first, work);
+        for (std::size_t i = 0; i < count; ++i) {
+            const Span<Scored> found = work.queries[i].found.best();
+            if (!options.verify) rescore(work.queries[i], found);
+            std::copy_if(found.begin(), found.end(), std::back_inserter(results[first + i]),
+                         [&](const Scored& row) { return row.score >= options.threshold; });
+            std::sort(results[first + i].begin(), results[first + i].end(), better);
+        }
+    });
+    RangeHits hits;
+    for (const std::vector<Scored>& result : results) {
+        hits.counts.push_back(static_cast<std::int64_t>(result.size()));
+        for (const Scored& row : result) {
+            hits.scores.push_back(row.score);
+            hits.positions.push_back(row.id);
+        }
     }
-    work.stats.codes += static_cast<std::int64_t>(std::max(begin, std::min(end, block * kBlockRows)) - begin);
+    return hits;
+}
+
+// Routes and scans a block of queries, whose `found` are reset.
+void IvfSearch::find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const Cuts& cuts,
+                                const AllowView& allow, bool keep_lut, CallLimits& limits, QueryStats* stats,
+                                Workspace& work) const {
+    const bool flat = scans_everything(probe, allow);
+    if (!flat) router_.route(queries, q, probe, allow, work.routes);
+    tables_.build(queries, q, cuts, keep_lut, work.tables);
+    prepare(q, flat, work);
+    scan_.run({work.queries.data(), q}, cuts, allow, flat, limits, work.scan);
+    for (std::size_t i = 0; i < q; ++i) {
+        stats[i].lists = static_cast<std::int64_t>(flat ? index_.nlist : work.queries[i].lists.size);
+        stats[i].codes = work.queries[i].rows;
+        stats[i].candidates = static_cast<std::int64_t>(work.queries[i].found.best().size);
+    }
+}
+
+void IvfSearch::prepare(std::size_t q, bool flat, Workspace& work) const {
+    if (flat) {
+        work.flat.clear();
+        for (std::size_t i = 0; i < scan_.flat_lists(); ++i) work.flat.push_back({0.0f, 0, static_cast<std::int64_t>(i)});
+    }
+    for (std::size_t i = 0; i < q; ++i) {
+        QueryScan& query = work.queries[i];
+        query.tables = work.tables.queries[i];
+        query.lists = flat ? Span<Scored>{work.flat.data(), work.flat.size()} : Span<Scored>{work.routes.lists[i].data(), work.routes.lists[i].size()};
+        query.rows = 0;
+        query.next = 0;
+    }
+}
+
+void IvfSearch::verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
+                       QueryStats* stats, Workspace& work) const {
+    work.jobs.clear();
+    for (std::size_t i = 0; i < q; ++i)
+        work.jobs.push_back({queries + i * index_.d, work.queries[i].found.best(), 0, stats + i});
+    work.verifier.run(dense_, kernels_, index_.metric, k, rule, {work.jobs.data(), q}, limits);
 }
 
 // Replaces 8-bit scores by those of the float tables, summed in double: the reported scores of a codes-only search.
-void IvfSearch::rescore(std::size_t slot, float constant, Span<Scored> candidates, const Workspace& work) const {
+void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates) const {
+    const float* const lut = query.tables.lut;
     for (Scored& item : candidates) {
-        const double term = index_.residual ? work.lists[slot][item.tag].score : constant;
+        const double term = static_cast<double>(query.tables.constant) + query.lists[item.tag].score;
         double even = 0.0, odd = 0.0;  // two chains of additions, which run side by side
         const std::size_t row = static_cast<std::size_t>(item.id);
         for (std::size_t j = 0; j < index_.m; j += 2) {
             const std::uint8_t pair = pair_at(index_.packed, index_.m, row, j / 2);
-            even += work.lut[j * kSub + (pair & 15)];
-            odd += work.lut[(j + 1) * kSub + (pair >> 4)];
+            even += lut[j * kSub + (pair & 15)];
+            odd += lut[(j + 1) * kSub + (pair >> 4)];
         }
         item.score = static_cast<float>(term + (even + odd));
     }

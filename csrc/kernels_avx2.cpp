@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -103,43 +104,109 @@ inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_
     }
 }
 
-// Takes a query through the rest of a block, whose first pairs are summed.
-inline void finish_block(const ScanCodes& codes, const std::uint8_t* block, std::uint32_t allowed,
-                         std::uint32_t first_row, BlockSums sums, ScanQuery& query) {
-    std::size_t done = codes.m / 2;
-    for (std::size_t s = 0; s < codes.ncuts; ++s) {
-        if (s > 0) add_pairs(block, codes.pairs[s - 1], codes.pairs[s], query.tables, sums);
-        done = codes.pairs[s];
-        if (Passed(sums, query.cuts[s]).none()) return;
+// A block whose fate is open.
+struct OpenBlock {
+    std::uint32_t number;
+    BlockSums sums;
+};
+
+// Writes a block behind `open` and returns whether it stays there: without a branch that nobody can predict.
+inline std::size_t keep_if(bool stays, std::uint32_t number, const BlockSums& sums, OpenBlock* open) {
+    *open = {number, sums};
+    return stays;
+}
+
+inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
+    for (std::size_t at = 0; at < size; at += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + at), _MM_HINT_T0);
+}
+
+// Takes a query through the rest of the blocks that passed its first cut.
+inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, ScanQuery& query) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
+    std::size_t done = codes.pairs[0];
+    for (std::size_t s = 1; s < codes.ncuts; done = codes.pairs[s++]) {
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            OpenBlock block = open[i];
+            const std::uint8_t* bytes = codes.packed + block.number * block_bytes;
+            add_pairs(bytes, done, codes.pairs[s], query.tables, block.sums);
+            kept += keep_if(!Passed(block.sums, query.cuts[s]).none(), block.number, block.sums, open + kept);
+        }
+        count = kept;
     }
-    add_pairs(block, done, codes.m / 2, query.tables, sums);
-    const Passed passed(sums, query.threshold);
-    if (passed.none()) return;
-    write_hits(passed.rows() & allowed, sums, first_row, query);
+    for (std::size_t i = 0; i < count; ++i) {
+        OpenBlock& block = open[i];
+        add_pairs(codes.packed + block.number * block_bytes, done, codes.m / 2, query.tables, block.sums);
+        const Passed passed(block.sums, query.threshold);
+        if (passed.none()) continue;
+        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
+        write_hits(passed.rows() & allowed, block.sums, block.number * kBlockRows, query);
+    }
+}
+
+// Blocks taken through the first cut together, so that the rest of those that pass is in cache when its turn comes.
+constexpr std::size_t kOpenBlocks = 16;
+
+// How many blocks every query has places for, at most kOpenBlocks.
+inline std::size_t blocks_with_places(const ScanQuery* queries, std::size_t nq) {
+    std::size_t blocks = kOpenBlocks;
+    for (std::size_t i = 0; i < nq; ++i) blocks = std::min(blocks, (queries[i].places - queries[i].found) / kBlockRows);
+    return blocks;
+}
+
+// Takes NQ queries through blocks first..last, with cuts.
+template <std::size_t NQ>
+inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows, head = codes.pairs[0] * kBlockRows;
+    OpenBlock open[NQ][kOpenBlocks];
+    std::size_t count[NQ] = {};
+    for (std::size_t b = first; b < last; ++b) {
+        if (codes.allow != nullptr && codes.allow[b] == 0) continue;
+        const std::uint8_t* block = codes.packed + b * block_bytes;
+        if (b + kOpenBlocks < codes.nblocks) prefetch(block + kOpenBlocks * block_bytes, head);
+        BlockSums sums[NQ];
+        add_first_pairs<NQ>(block, codes.pairs[0], queries, sums);
+        bool any = false;
+        for (std::size_t i = 0; i < NQ; ++i) {
+            const bool passes = !Passed(sums[i], queries[i].cuts[0]).none();
+            count[i] += keep_if(passes, static_cast<std::uint32_t>(b), sums[i], open[i] + count[i]);
+            any |= passes;
+        }
+        if (any) prefetch(block + head, block_bytes - head);
+    }
+    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], queries[i]);
+}
+
+template <std::size_t NQ>
+inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
+    const std::size_t ahead = (kPrefetchBytes + block_bytes - 1) / block_bytes;
+    for (std::size_t b = first; b < last; ++b) {
+        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
+        if (allowed == 0) continue;
+        const std::uint8_t* block = codes.packed + b * block_bytes;
+        if (b + ahead < codes.nblocks) prefetch(block + ahead * block_bytes, block_bytes);
+        BlockSums sums[NQ];
+        add_first_pairs<NQ>(block, codes.m / 2, queries, sums);
+        for (std::size_t i = 0; i < NQ; ++i) {
+            const Passed passed(sums[i], queries[i].threshold);
+            if (!passed.none())
+                write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
+        }
+    }
 }
 
 template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    const std::size_t shared = codes.ncuts > 0 ? codes.pairs[0] : codes.m / 2;
-    // The same part of a later block: what is behind the first cut is seldom read. It may lie behind the codes: as an
-    // integer, because prefetching there is harmless but a pointer is not.
-    const std::uintptr_t ahead = (kPrefetchBytes + block_bytes - 1) / block_bytes * block_bytes;
     std::size_t b = 0;
-    for (; b < codes.nblocks; ++b) {
-        bool full = false;
-        for (std::size_t i = 0; i < NQ; ++i) full |= queries[i].found + kBlockRows > queries[i].places;
-        if (full) break;
-        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
-        if (allowed == 0) continue;
-        const std::uint8_t* block = codes.packed + b * block_bytes;
-        for (std::size_t at = 0; at < shared * kBlockRows; at += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(block) + ahead + at),
-                         _MM_HINT_T0);
-        BlockSums sums[NQ];
-        add_first_pairs<NQ>(block, shared, queries, sums);
-        for (std::size_t i = 0; i < NQ; ++i)
-            finish_block(codes, block, allowed, static_cast<std::uint32_t>(b * kBlockRows), sums[i], queries[i]);
+    while (b < codes.nblocks) {
+        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
+        if (last == b) break;
+        if (codes.ncuts > 0)
+            scan_with_cuts<NQ>(codes, b, last, queries);
+        else
+            scan_whole<NQ>(codes, b, last, queries);
+        b = last;
     }
     return b;
 }

@@ -40,13 +40,29 @@ public:
         bar_ = {-std::numeric_limits<float>::infinity(), 0, -1};
     }
 
+    // Empties it, to keep everything that scores at least `lowest`; it grows as it must.
+    void reset_above(float lowest) {
+        r_ = std::numeric_limits<std::size_t>::max();
+        if (items_.size() < kSlack) items_.resize(kSlack);
+        capacity_ = items_.size();
+        size_ = 0;
+        bar_ = {lowest, 0, std::numeric_limits<std::int64_t>::max()};
+    }
+
     // What an item must be better than to be kept: in the beginning, anything that is a score.
     const Scored& bar() const { return bar_; }
+
+    // Raises the bar to the worst of the best r, if there are so many: it then depends on what was pushed alone, not on
+    // the order.
+    const Scored& settle() {
+        if (size_ >= r_) select();
+        return bar_;
+    }
 
     void push(const Scored& item) {
         items_[size_] = item;  // without a branch that half of the scan's late hits would mispredict
         size_ += better(item, bar_);
-        if (size_ == capacity_ && !cut()) select();
+        if (size_ == capacity_) make_room();
     }
 
     // The best r or fewer, in no order. Valid until the next reset.
@@ -58,6 +74,15 @@ public:
 private:
     static constexpr std::size_t kSlack = 32;
     static constexpr std::size_t kSample = 9;
+
+    void make_room() {
+        if (r_ == std::numeric_limits<std::size_t>::max()) {
+            items_.resize(2 * items_.size());
+            capacity_ = items_.size();
+        } else if (!cut()) {
+            select();
+        }
+    }
 
     // Makes room at a score from a sorted sample, the first that leaves r items or more: the bar need not be exact. It
     // has no branches that nobody can predict, as std::nth_element has, which made a search of 200,000 rows take 290 us

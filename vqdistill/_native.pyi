@@ -7,6 +7,7 @@ The import raises ImportError if the environment variable VQDISTILL_CPU names a 
 """
 
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any, Literal, final
 
 import numpy as np
@@ -21,6 +22,9 @@ def cpu_level() -> str:
 
 def available_levels() -> list[str]:
     """Return the levels that this machine can run, slowest first: scalar, avx2, avx512; or scalar, neon."""
+
+def io_uring_available() -> bool:
+    """Return whether this system lets us read by io_uring: Linux 5.6 or later, and nothing that denies it."""
 
 def pack_codes(codes: _U8) -> _U8:
     """Interleave codes in blocks of 32 rows, as the scan reads them.
@@ -113,11 +117,15 @@ class Engine:
         owned: keep it open as long as the engine searches.
     dense_offset : bytes before the first row
     dense_dtype : "none" if there are no dense rows
+    dense_map : read-only map of the whole file of dense_fd, or None. The file must not become shorter as long as the
+        engine lives, which would end the process.
+    io : how dense rows are read. "map": from dense_map. "pread": by a pool of threads. "uring": by io_uring. "auto":
+        from dense_map what the page cache has; the rest by io_uring, or by the pool where the system denies it.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong dtype, shape or value.
+        If an argument has the wrong dtype, shape or value, or this system does not have what `io` says.
     """
 
     def __init__(
@@ -135,6 +143,8 @@ class Engine:
         dense_fd: int = -1,
         dense_offset: int = 0,
         dense_dtype: str = "none",
+        dense_map: mmap | None = None,
+        io: str = "auto",
     ) -> None: ...
     def search(
         self, queries: _F32, *, k: int, nprobe: int, refine: int, threads: int
@@ -165,4 +175,47 @@ class Engine:
             If an argument has the wrong dtype, shape or value, or refine is positive without dense rows.
         OSError
             If reading dense rows fails; errno says why. EIO if the file ends before a row.
+        """
+
+@final
+class RowReader:
+    """Reads and scores dense rows as a search does, apart from it; for tests and benches, one thread at a time.
+
+    Parameters
+    ----------
+    fd, map, offset, dtype, d, io : as dense_fd, dense_map, dense_offset and dense_dtype of `Engine`
+    depth : reads under way at the same time; with 1, "pread" reads on the caller's thread, one after another
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Engine`.
+    """
+
+    def __init__(
+        self,
+        *,
+        fd: int,
+        map: mmap | None,
+        offset: int,
+        dtype: Literal["f32", "f16", "i8"],
+        d: int,
+        io: str,
+        depth: int = 64,
+    ) -> None: ...
+    def rerank(self, metric: Literal["ip", "l2"], queries: _F32, positions: _I64) -> tuple[_F32, _I64]:
+        """Score rows of positions (q, r) for queries (q, d).
+
+        Returns
+        -------
+        scores : (q, r) float32, exact
+        counts : (q, 4) int64: rows, pages of 4 KiB, bytes, and ns of waiting. What several queries want is read for the
+            first of them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument has the wrong dtype or shape.
+        OSError
+            If reading fails; EIO if the file ends before a row.
         """

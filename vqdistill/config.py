@@ -83,6 +83,9 @@ class IvfPqConfig:
     residual: bool | None = None
     """Code x - coarse[list] (True) or x - mean (False). None: additive codes take residuals, whose list tells them 8
     bits or more for nothing; product codes try both, and held-out queries decide. l2 codes the vector only."""
+    tables: str = "f32"
+    """Element type in memory of router, coarse and codewords: "f32", or for additive codes "f16", which halves the
+    fixed bytes and the time of a single query's tables; rounding moves scores by less than their codes' errors."""
     seed: int = 0
     """Seed of every random choice in training the undistilled start."""
 
@@ -90,6 +93,8 @@ class IvfPqConfig:
         _require(_is_int(self.nlist, 1, 2**24), "nlist", self.nlist, "an integer in 1..2^24")
         _require(_is_int(self.m, 2, 256) and self.m % 2 == 0, "m", self.m, "an even integer in 2..256")
         _require(self.codes in ("additive", "pq"), "codes", self.codes, "additive or pq")
+        allowed = ("f32", "f16") if self.codes == "additive" else ("f32",)
+        _require(self.tables in allowed, "tables", self.tables, f"{' or '.join(allowed)} for {self.codes} codes")
         _require(
             self.residual is None or isinstance(self.residual, bool), "residual", self.residual, "True, False or None"
         )
@@ -153,18 +158,31 @@ class DistillConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchParams:
-    """How one search trades work for recall."""
+    """How one search trades work for recall; None leaves a choice to the calibration stored in the index."""
 
-    nprobe: int
-    """Lists visited per query, 1..nlist. Recall and scanned codes both grow with it. compile stores a calibrated
-    default."""
-    refine: int = 100
-    """Candidates (best by code) whose dense rows are read and scored exactly, at least k; 0 = codes only, no disk read.
-    100 reads at k = 10 is what the quality figures of the README use."""
+    nprobe: int | None = None
+    """Lists visited per query, 1..nlist; with `coverage`, at most. Recall and scanned codes both grow with it. None:
+    as many as `coverage` takes."""
+    coverage: float | None = None
+    """Share of the true neighbours that the visited lists should hold: queries that fit few lists visit few. None: the
+    index's default, unless nprobe says how many."""
+    refine: int | None = None
+    """Candidates (best by code) whose dense rows are read and scored exactly, at least k; 0 = codes only, no disk read;
+    with `confidence`, at most. None: the index's default, or k if that is more."""
+    confidence: float | None = None
+    """Reading stops when this share of the k results is expected among the candidates read. Near 1: more reads, less
+    lost. None: the index's default, unless refine says how many."""
     threads: int = 1
     """Threads over the queries of a call. Results do not depend on it."""
+    timeout_s: float | None = None
+    """Seconds after which the call is given up. None: never."""
 
     def __post_init__(self) -> None:
-        _require(_is_int(self.nprobe, 1), "nprobe", self.nprobe, "a positive integer")
-        _require(_is_int(self.refine, 0), "refine", self.refine, "a non-negative integer")
+        _require(self.nprobe is None or _is_int(self.nprobe, 1), "nprobe", self.nprobe, "a positive integer")
+        _require(self.refine is None or _is_int(self.refine, 0), "refine", self.refine, "a non-negative integer")
+        for name in ("coverage", "confidence"):
+            value = getattr(self, name)
+            _require(value is None or (_is_finite(value) and 0 < value < 1), name, value, "a number between 0 and 1")
         _require(_is_int(self.threads, 1, 1024), "threads", self.threads, "an integer in 1..1024")
+        limit = self.timeout_s
+        _require(limit is None or (_is_finite(limit) and limit > 0), "timeout_s", limit, "a positive number of seconds")

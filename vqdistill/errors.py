@@ -27,3 +27,7 @@ class BudgetInfeasible(VqdistillError):
 
 class MissingDependency(VqdistillError, ImportError):
     """An optional library is not installed; the message has the line that installs it."""
+
+
+class SearchTimeout(VqdistillError, TimeoutError):
+    """A search took longer than the caller allowed."""

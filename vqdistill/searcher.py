@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vqdistill.config import SearchParams
-from vqdistill.errors import InvalidInput, VqdistillError
+from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
+from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.reader import IndexReader, open_index
-from vqdistill.types import Hits, Metric, as_f32_rows, unit_rows
+from vqdistill.types import F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 
-_STATS = ("lists_probed", "codes_scanned", "candidates", "dense_rows", "dense_bytes")
+_MARGIN_ERRORS = 4.0
+"""Standard deviations of the codes' error by which a range search looks below its threshold."""
 
 
 class Searcher:
@@ -21,15 +25,26 @@ class Searcher:
     Parameters
     ----------
     reader : an open index, which stays open as long as the searcher is used
+    io : how dense rows are read, one of auto, map, pread, uring; see `IndexReader.engine`
     """
 
-    def __init__(self, reader: IndexReader) -> None:
+    def __init__(self, reader: IndexReader, io: str = "auto") -> None:
         self.reader = reader
         """The index."""
-        self._engine = reader.engine()
+        self._engine = reader.engine(io)
 
     def search(
-        self, queries: Any, k: int = 10, *, nprobe: int | None = None, refine: int | None = None, threads: int = 1
+        self,
+        queries: Any,
+        k: int = 10,
+        *,
+        nprobe: int | None = None,
+        coverage: float | None = None,
+        refine: int | None = None,
+        confidence: float | None = None,
+        allow: Any = None,
+        threads: int = 1,
+        timeout_s: float | None = None,
     ) -> Hits:
         """Find the k rows most similar to each query.
 
@@ -37,10 +52,15 @@ class Searcher:
         ----------
         queries : (q, d) or (d,), any real dtype; scaled to unit norm under cosine
         k : results per query, 1..n
-        nprobe : lists visited, 1..nlist; None = the calibrated default of the index. More: better recall, more work.
-        refine : candidates verified with dense rows from disk, 0 (rank by code only) or at least k; None = the default
-            of the index, or k if that is more
+        nprobe, coverage : lists visited: exactly `nprobe`; or those that are calibrated to hold the share `coverage` of
+            the true neighbours, `nprobe` at most. Neither: the coverage that the index was compiled for.
+        refine, confidence : candidates verified with dense rows from disk: exactly `refine` (0 = rank by code only, or
+            at least k); or as many as it takes until the share `confidence` of the results is expected among those
+            read, `refine` at most. Neither: the confidence that the index was compiled for.
+        allow : rows that may be found: a boolean mask of the source's rows, external ids, or what `prepare` made of
+            either; None = all
         threads : threads over the queries; results do not depend on it
+        timeout_s : seconds after which the call is given up; None = never
 
         Returns
         -------
@@ -52,44 +72,168 @@ class Searcher:
         ------
         InvalidInput
             If a query has another dimension, NaN, infinity, or is zero under cosine, or an option is out of range.
+        SearchTimeout
+            If the time is over.
         VqdistillError
             If the dense file cannot be read.
         """
+        params = SearchParams(
+            nprobe=nprobe,
+            coverage=coverage,
+            refine=refine,
+            confidence=confidence,
+            threads=threads,
+            timeout_s=timeout_s,
+        )
+        options = self._probing(params) | self._verification(params, self._checked_k(k)) | self._limits(params, allow)
+        policy = self.reader.manifest.search
+        deviations = math.inf if policy.deviations is None else policy.deviations
+        scores, positions, work = self._run(
+            "search", self._prepared(queries), params, k=int(k), deviations=deviations, **options
+        )
+        return Hits(scores, *self._named(positions), work)
+
+    def range_search(
+        self,
+        queries: Any,
+        threshold: float,
+        *,
+        nprobe: int | None = None,
+        coverage: float | None = None,
+        verify: bool | None = None,
+        allow: Any = None,
+        threads: int = 1,
+        timeout_s: float | None = None,
+    ) -> RangeHits:
+        """Find every row of the visited lists whose similarity to a query is at least `threshold`.
+
+        With verification the candidates are the rows whose codes come within four standard deviations of the codes'
+        error of the threshold, and those whose exact score reaches it are returned.
+
+        Parameters
+        ----------
+        threshold : lowest score wanted, on the scale of `search`
+        verify : whether dense rows decide; None = if the index has them. Otherwise scores are those of the codes.
+        queries, nprobe, coverage, allow, threads, timeout_s : as for `search`
+
+        Returns
+        -------
+        RangeHits
+            Unpacks as `lims, scores, ids`: those of query i are lims[i] .. lims[i + 1], best first.
+
+        Raises
+        ------
+        InvalidInput, SearchTimeout, VqdistillError
+            As `search`; and InvalidInput if `threshold` is not a finite number.
+        """
+        params = SearchParams(nprobe=nprobe, coverage=coverage, threads=threads, timeout_s=timeout_s)
         manifest = self.reader.manifest
-        params = self._params(k, nprobe, refine, threads)
-        rows = as_f32_rows(queries, "queries", manifest.d)
-        if manifest.metric is Metric.COSINE:
-            rows = unit_rows(rows, "queries")
+        if not isinstance(threshold, (int, float, np.floating)) or not math.isfinite(threshold):
+            raise InvalidInput(f"threshold must be a finite number, got {threshold!r}")
+        if verify and manifest.dense == "none":
+            raise InvalidInput("verify must be False for an index without dense rows, got True")
+        verify = manifest.dense != "none" if verify is None else bool(verify)
+        margin = _MARGIN_ERRORS * (manifest.search.error or 0.0) if verify else 0.0
+        options = self._probing(params) | self._limits(params, allow)
+        counts, scores, positions, work = self._run(
+            "range_search",
+            self._prepared(queries),
+            params,
+            threshold=float(threshold),
+            margin=margin,
+            verify=verify,
+            **options,
+        )
+        lims = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return RangeHits(scores, *self._named(positions), work, lims)
+
+    def prepare(self, allow: Any) -> Allow:
+        """Turn a mask of rows, or external ids, into a filter for any number of searches of this index.
+
+        Parameters
+        ----------
+        allow : (n,) bool over the source's rows, or external ids; ids that the index does not have allow nothing
+
+        Raises
+        ------
+        InvalidInput
+            If it is neither.
+        """
+        return prepare_allow(self.reader, allow)
+
+    def _run(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
         try:
-            scores, positions, stats = self._engine.search(
-                rows, k=k, nprobe=params.nprobe, refine=params.refine, threads=threads
-            )
+            return getattr(self._engine, method)(rows, threads=params.threads, **options)
+        except TimeoutError:
+            raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
         except OSError as error:
             raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
-        counts = dict(zip(_STATS, stats.tolist(), strict=True))
-        found = self.reader.rows_of(positions)
-        ids = found if manifest.ids == "rows" else self.reader.ids_of(positions)
-        return Hits(scores, ids, found, counts)
 
-    def _params(self, k: int, nprobe: int | None, refine: int | None, threads: int) -> SearchParams:
+    def _prepared(self, queries: Any) -> F32Rows:
         manifest = self.reader.manifest
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= manifest.n:
-            raise InvalidInput(f"k must be an integer in 1..{manifest.n}, the rows of the index, got {k!r}")
-        default = manifest.search["refine"]
-        params = SearchParams(
-            nprobe=manifest.search["nprobe"] if nprobe is None else nprobe,
-            refine=(max(default, k) if default else 0) if refine is None else refine,
-            threads=threads,
-        )
-        if params.nprobe > manifest.nlist:
-            raise InvalidInput(f"nprobe must be in 1..{manifest.nlist}, the lists of the index, got {params.nprobe}")
-        if 0 < params.refine < k:
-            raise InvalidInput(f"refine must be 0 or at least k = {k}, got {params.refine}")
-        if params.refine and manifest.dense == "none":
-            raise InvalidInput(f"refine must be 0 for an index without dense rows, got {params.refine}")
-        return params
+        rows = as_f32_rows(queries, "queries", manifest.d)
+        return unit_rows(rows, "queries") if manifest.metric is Metric.COSINE else rows
+
+    def _checked_k(self, k: Any) -> int:
+        n = self.reader.manifest.n
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
+            raise InvalidInput(f"k must be an integer in 1..{n}, the rows of the index, got {k!r}")
+        return int(k)
+
+    def _probing(self, params: SearchParams) -> dict[str, Any]:
+        """Options `nprobe`, `lift` and `temperature` of the engine."""
+        nlist, policy = self.reader.manifest.nlist, self.reader.manifest.search
+        if params.nprobe is not None and params.nprobe > nlist:
+            raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
+        coverage = params.coverage
+        if coverage is None:
+            if params.nprobe is not None or policy.coverage is None:
+                return {"nprobe": params.nprobe or policy.nprobe}
+            coverage = policy.coverage
+        if not policy.rungs:
+            raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
+        if coverage > policy.rungs[-1][0]:
+            raise InvalidInput(
+                f"coverage must be at most {policy.rungs[-1][0]}, the last that the index was calibrated for, got"
+                f" {coverage}; nprobe={nlist} visits all lists"
+            )
+        lift = policy.lift(coverage)
+        return {"nprobe": params.nprobe or nlist, "lift": lift, "temperature": policy.temperature}
+
+    def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
+        """Options `refine`, `misses` and `error` of the engine."""
+        manifest = self.reader.manifest
+        policy = manifest.search
+        refine = (max(policy.refine, k) if policy.refine else 0) if params.refine is None else params.refine
+        if 0 < refine < k:
+            raise InvalidInput(f"refine must be 0 or at least k = {k}, got {refine}")
+        if refine and manifest.dense == "none":
+            raise InvalidInput(f"refine must be 0 for an index without dense rows, got {refine}")
+        confidence = params.confidence
+        if confidence is None and params.refine is None:
+            confidence = policy.confidence
+        if confidence is None or refine == 0:
+            return {"refine": refine}
+        if policy.error is None:
+            raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
+        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": policy.error}
+
+    def _limits(self, params: SearchParams, allow: Any) -> dict[str, Any]:
+        """Options `allow` and `timeout_s` of the engine."""
+        timeout_s = math.inf if params.timeout_s is None else params.timeout_s
+        if allow is None:
+            return {"timeout_s": timeout_s}
+        prepared = allow if isinstance(allow, Allow) else self.prepare(allow)
+        if prepared.index_id != self.reader.manifest.index_id:
+            raise InvalidInput("allow must be prepared for the index that it filters, got that of another one")
+        return {"timeout_s": timeout_s, "allow": (prepared.blocks, prepared.per_list)}
+
+    def _named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """External ids and row numbers of positions."""
+        rows = self.reader.rows_of(positions)
+        return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
 
 
-def open(path: str | Path, verify: str = "headers") -> Searcher:
-    """Open the index at `path` for searching; see `IndexReader.open` for the checks and errors."""
-    return Searcher(open_index(path, verify))
+def open(path: str | Path, verify: str = "headers", io: str = "auto") -> Searcher:
+    """Open the index at `path` for searching; see `IndexReader.open` and `IndexReader.engine` for checks and errors."""
+    return Searcher(open_index(path, verify), io)

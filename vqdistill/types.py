@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,20 +74,53 @@ class Codes:
     """(b, m) one 4-bit code a byte, in [0, ksub)."""
 
 
+WORK = ("lists_probed", "codes_scanned", "candidates", "dense_rows", "dense_pages", "dense_bytes", "wait_ns")
+"""Columns of `Found.work`: lists visited and the rows in them, candidates, rows of these read from disk, pages of 4 KiB
+and bytes read for them, and ns without anything to score."""
+
+
 @dataclass(frozen=True)
-class Hits:
-    """Result of a search; unpacks as `scores, ids`."""
+class Found:
+    """What every kind of search tells beside its results."""
 
     scores: npt.NDArray[np.float32]
-    """(q, k) similarities, best first; -inf where nothing was found."""
+    """Similarities, best first; (q, k), or (h,) of a range search."""
     ids: npt.NDArray[Any]
-    """(q, k) external ids: int64 with -1 for missing, or str with "" for missing."""
+    """External ids, of the same shape: int64 with -1 for missing, or str with "" for missing."""
     rows: npt.NDArray[np.int64]
-    """(q, k) row numbers in the compiled source; -1 for missing."""
-    stats: dict[str, int] = field(default_factory=dict)
-    """Work done for the whole call: codes scanned, candidates, dense rows and bytes read."""
+    """Row numbers in the compiled source; -1 for missing."""
+    work: npt.NDArray[np.int64]
+    """(q, 7) the work of each query, see WORK. What several queries of a call read together counts for the first."""
+
+    @cached_property
+    def stats(self) -> dict[str, int]:
+        """Work of the whole call by its names in WORK."""
+        return dict(zip(WORK, self.work.sum(axis=0).tolist(), strict=True))
+
+    @property
+    def query_stats(self) -> dict[str, npt.NDArray[np.int64]]:
+        """Work of each query, (q,), by its names in WORK."""
+        return dict(zip(WORK, self.work.T, strict=True))
+
+
+@dataclass(frozen=True)
+class Hits(Found):
+    """Result of a search; unpacks as `scores, ids`, both (q, k). Where nothing was found the score is -inf."""
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        yield self.scores
+        yield self.ids
+
+
+@dataclass(frozen=True)
+class RangeHits(Found):
+    """Result of a range search; unpacks as `lims, scores, ids`. Those of query i are lims[i] .. lims[i + 1]."""
+
+    lims: npt.NDArray[np.int64]
+    """(q + 1,), rising from 0 to h"""
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        yield self.lims
         yield self.scores
         yield self.ids
 

@@ -74,7 +74,8 @@ Found find(const IvfSearch& search, const Arrays& arrays, std::size_t threads) {
 }
 
 void check_concurrent_searches(const Arrays& arrays, Metric metric, bool residual) {
-    const IvfSearch search(view_of(arrays, metric, residual), DiskTier(-1, 0, DenseDtype::none, kD));
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, metric, residual), no_dense);
     const Found wanted = find(search, arrays, 1);
     std::vector<std::thread> callers;
     for (std::size_t caller = 0; caller < 4; ++caller)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,16 @@ from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import Supervision, supervise
-from vqdistill.config import Budget, DistillConfig, SearchParams
+from vqdistill.config import Budget, DistillConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
+from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
-
-DEFAULT_REFINE = 100
-"""Candidates that a search verifies unless told otherwise; see SearchParams.refine."""
-_UNCALIBRATED_SHARE = 0.25
-"""Share of the lists visited by default where no held-out query has said how many it takes."""
 
 
 def compile(
@@ -59,7 +56,7 @@ def compile(
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
-    dense : rows on disk that verify candidates: "f16", "f32", "i8" or "none"
+    dense : rows on disk that verify candidates: "f16", "f32", "bf16", "i8" or "none"
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
         and the metric allow it, otherwise pq
     distill : False stops after the undistilled start
@@ -99,12 +96,11 @@ def compile(
         )
         distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
         model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
-        nprobe = distiller.report.pop("nprobe", default_nprobe(model))
-        search = SearchParams(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE)
+        search = replace(default_policy(model, dense), **distiller.calibrated)
         report = _report(distiller.report, lesson)
         build(plan, model, src, out, search=search, report=report, progress=progress)
-    defaults = {"nprobe": search.nprobe, "refine": search.refine}
-    return {"plan": plan.to_json(), "report": report, "search": defaults, "seconds": time.perf_counter() - begin}
+    seconds = time.perf_counter() - begin
+    return {"plan": plan.to_json(), "report": report, "search": search.to_json(), "seconds": seconds}
 
 
 def build(
@@ -113,7 +109,7 @@ def build(
     src: EmbeddingSource,
     path: str | Path,
     *,
-    search: SearchParams | None = None,
+    search: SearchPolicy | None = None,
     report: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -135,10 +131,10 @@ def build(
     """
     progress = progress or Progress()
     _require_match(plan, model, src)
-    refine = 0 if plan.dense == "none" else DEFAULT_REFINE
-    search = search or SearchParams(nprobe=default_nprobe(model), refine=refine)
+    search = search or default_policy(model, plan.dense)
     index_id = _index_id(plan, model, src)
-    with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id) as writer:
+    tables = plan.model.tables
+    with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id, tables=tables) as writer:
         with progress.stage("encode", src.n) as stage:
             for block in src.blocks():
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
@@ -147,12 +143,13 @@ def build(
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index"):
-            writer.publish(plan.to_json(), {"nprobe": search.nprobe, "refine": search.refine}, report or {})
+            writer.publish(plan.to_json(), search, report or {})
 
 
-def default_nprobe(model: IvfPqModel) -> int:
-    """Lists to visit where nothing was calibrated."""
-    return max(1, round(_UNCALIBRATED_SHARE * model.nlist))
+def default_policy(model: IvfPqModel, dense: str) -> SearchPolicy:
+    """Defaults of a search where nothing was calibrated."""
+    nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
+    return SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE)
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def layout(n: int, d: int, model: IvfPqConfig, dense: str = "none", ids: str = "
         dense=dense,
         ids=ids,
         codes=model.codes,
+        tables=model.tables,
     )
 
 

@@ -118,6 +118,11 @@ def default_codes(metric: Metric, distill: bool = True) -> str:
     return "additive" if distill and metric is not Metric.L2 else "pq"
 
 
+def default_tables(metric: Metric, codes: str) -> str:
+    """Element type of router, coarse and codewords: "f16" where unit rows bound the values and the codes allow it."""
+    return "f16" if metric is Metric.COSINE and codes == "additive" else "f32"
+
+
 def plan(
     facts: Facts,
     budget: Budget | str | None = None,
@@ -134,7 +139,7 @@ def plan(
     facts : of the source, `open_source(...).facts`
     budget : Budget, or text such as "32B/vec" or "64MiB"; 32 B/vec if none is given
     codes : "additive" or "pq"; None = `default_codes`
-    dense : vectors on disk, "f16", "f32", "i8" or "none" (then results cannot be verified)
+    dense : vectors on disk, "f16", "f32", "bf16", "i8" or "none" (then results cannot be verified)
     seed : of every random choice in training
     ids_kind : external ids, "rows" (the row numbers), "int64" or "str"
 
@@ -150,7 +155,8 @@ def plan(
     InvalidInput
         If an option is not one of its values, or the source is empty.
     """
-    model = IvfPqConfig(nlist=1, m=2, codes=codes or default_codes(facts.metric), seed=seed)
+    codes = codes or default_codes(facts.metric)
+    model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=default_tables(facts.metric, codes), seed=seed)
     wanted = DEFAULT_BUDGET if budget is None else Budget.parse(budget)
     draft = CompilePlan(facts=facts, budget=wanted, dense=dense, ids=ids_kind, model=model)
     draft.check()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.distill.samplers import Corpus, TeacherLists
-from vqdistill.kernels import pack_codes
+from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.scan import make_engine
 from vqdistill.types import Codes, F32Rows
@@ -34,13 +34,26 @@ class HeldOut:
         """Whether there is any query to judge by."""
         return len(self.lists.queries) > 0
 
-    def candidates(self, model: IvfPqModel, codes: Codes, nprobe: int) -> npt.NDArray[np.int32]:
-        """Documents (q, CANDIDATES) that the codes rank first in the `nprobe` best lists, -1 padding."""
+    def engine(self, model: IvfPqModel, codes: Codes) -> tuple[Engine, npt.NDArray[np.int64]]:
+        """Return an engine over the codes of the corpus, and the document at each of its positions."""
         order = np.argsort(codes.lists, kind="stable")
         offsets = np.searchsorted(codes.lists[order], np.arange(model.nlist + 1)).astype(np.int64)
-        engine = make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order])))
-        _, positions, _ = engine.search(self.lists.queries, k=CANDIDATES, nprobe=nprobe, refine=0, threads=self.threads)
-        return np.where(positions >= 0, order[positions], -1).astype(np.int32)
+        return make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order]))), order
+
+    def candidates(self, model: IvfPqModel, codes: Codes, nprobe: int) -> npt.NDArray[np.int32]:
+        """Documents (q, CANDIDATES) that the codes rank first in the `nprobe` best lists, -1 padding."""
+        return self._found(model, codes, nprobe)[0]
+
+    def scored_candidates(self, model: IvfPqModel, codes: Codes) -> tuple[npt.NDArray[np.int32], F32Rows]:
+        """Documents (q, CANDIDATES) that the codes rank first over all lists, -1 padding, and their code scores."""
+        return self._found(model, codes, model.nlist)
+
+    def _found(self, model: IvfPqModel, codes: Codes, nprobe: int) -> tuple[npt.NDArray[np.int32], F32Rows]:
+        engine, order = self.engine(model, codes)
+        scores, positions, _ = engine.search(
+            self.lists.queries, k=CANDIDATES, nprobe=nprobe, refine=0, threads=self.threads
+        )
+        return np.where(positions >= 0, order[positions], -1).astype(np.int32), scores
 
     def recall(self, found: npt.NDArray[np.int32]) -> float:
         """Share of the teacher's first TOP documents among those found (q, r)."""

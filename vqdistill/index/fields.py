@@ -46,6 +46,14 @@ class Fields:
         value: int = self._get(key, lambda v: is_int(v, low, high), f"an integer in {low}..{high}")
         return value
 
+    def number_or_null(self, key: str, low: float, high: float) -> float | None:
+        """Return a number above `low`, up to `high`, or None for null."""
+        ok: Callable[[Any], bool] = lambda v: v is None or (  # noqa: E731
+            isinstance(v, (int, float)) and not isinstance(v, bool) and low < v <= high
+        )
+        value = self._get(key, ok, f"null or a number in ({low:g}, {high:g}]")
+        return None if value is None else float(value)
+
     def boolean(self, key: str) -> bool:
         """Return true or false."""
         value: bool = self._get(key, lambda v: isinstance(v, bool), "true or false")

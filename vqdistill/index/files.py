@@ -23,6 +23,7 @@ from vqdistill.index.spec import (
     CRC_BYTES,
     MANIFEST_MAX_BYTES,
     PAGE,
+    VERSION,
     Manifest,
     Segment,
     check_header,
@@ -207,8 +208,8 @@ def open_regular(path: Path) -> int:
     return fd
 
 
-def open_segment(directory: Path, segment: Segment, index_id: bytes) -> int:
-    """Open the file of a segment, checking its size and every byte of its header.
+def open_segment(directory: Path, segment: Segment, index_id: bytes, version: int = VERSION) -> int:
+    """Open the file of a segment, checking its size and every byte of its header in a format version.
 
     Raises
     ------
@@ -221,7 +222,7 @@ def open_segment(directory: Path, segment: Segment, index_id: bytes) -> int:
         size = os.fstat(fd).st_size
         if size != segment.file_bytes:
             raise CorruptIndex(f"{segment.file}: file size must be {segment.file_bytes} bytes, got {size}")
-        check_header(read_bytes(fd, PAGE, 0, path), segment, index_id)
+        check_header(read_bytes(fd, PAGE, 0, path), segment, index_id, version)
     except BaseException:
         os.close(fd)
         raise

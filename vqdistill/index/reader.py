@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill._native import Engine
+from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
 from vqdistill.index.files import (
@@ -49,6 +50,7 @@ class IndexReader:
         self.path = path
         self.manifest = manifest
         self._fds = fds
+        self._maps: dict[str, npt.NDArray[np.int64] | None] = {}
         self._arrays = {kind: self._load(kind) for kind, segment in manifest.segments.items() if segment.resident}
         check_list_offsets(self._arrays["list_offsets"], manifest)
 
@@ -82,8 +84,13 @@ class IndexReader:
         with ExitStack() as stack:
             fds = {}
             for kind, segment in manifest.segments.items():
-                fds[kind] = open_segment(path, segment, manifest.index_id)
+                fds[kind] = open_segment(path, segment, manifest.index_id, manifest.version)
                 stack.callback(os.close, fds[kind])
+            if "dense" in fds:
+                # Rows are read one here, one there: what the system would read ahead is not wanted.
+                os.posix_fadvise(fds["dense"], 0, 0, os.POSIX_FADV_RANDOM)
+                # Through a descriptor that may not block, io_uring of old kernels reads only what the page cache has.
+                os.set_blocking(fds["dense"], True)
             reader = cls(path, manifest, fds)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
         return reader
@@ -100,16 +107,31 @@ class IndexReader:
             metric=self.manifest.metric,
             residual=self.manifest.residual,
             mean=arrays["mean"],
-            coarse=arrays["coarse"],
-            router=arrays["router"],
+            coarse=arrays["coarse"].astype(np.float32, copy=False),
+            router=arrays["router"].astype(np.float32, copy=False),
             rotation=self._rotation,
-            codewords=arrays["codewords"],
+            codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
         )
 
-    def engine(self) -> Engine:
-        """Return a native engine over the resident arrays and the dense file; it shares their memory."""
+    def engine(self, io: str = "auto") -> Engine:
+        """Return a native engine over the resident arrays and the dense file; it shares their memory.
+
+        Parameters
+        ----------
+        io : how dense rows are read: "map" from a memory map, "pread" by a pool of threads, "uring" by io_uring; "auto"
+            from the map what the page cache has, and the rest by io_uring, or by the pool where the system denies it
+
+        Raises
+        ------
+        InvalidInput
+            If `io` is none of these or not to be had here, or the reader is closed.
+        """
         self._require_open()
+        if io not in ("auto", "map", "pread", "uring"):
+            raise InvalidInput(f"io must be one of auto, map, pread, uring, got {io!r}")
+        if io == "uring" and not io_uring_available():
+            raise InvalidInput("io must be one of auto, map, pread where the system denies io_uring, got 'uring'")
         manifest = self.manifest
         return Engine(
             metric="l2" if manifest.metric is Metric.L2 else "ip",
@@ -124,7 +146,20 @@ class IndexReader:
             dense_fd=-1 if manifest.dense == "none" else self._fds["dense"],
             dense_offset=PAGE,
             dense_dtype=manifest.dense,
+            dense_map=self._map_dense(io) if manifest.dense != "none" and io in ("auto", "map") else None,
+            io=io if manifest.dense != "none" else "auto",
         )
+
+    def _map_dense(self, io: str) -> mmap.mmap | None:
+        """Map the dense file; None under "auto" if there is no room in the address space (RLIMIT_AS)."""
+        try:
+            dense = mmap.mmap(self._fds["dense"], 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if io == "auto":
+                return None
+            raise InvalidInput(f"io must be one of auto, pread, uring, got 'map': {error.strerror}") from None
+        dense.madvise(mmap.MADV_RANDOM)
+        return dense
 
     def ids_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Look up external ids on disk; only the bytes of these positions are read.
@@ -159,7 +194,7 @@ class IndexReader:
     def rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing."""
         rows = self._integers("rows", positions)
-        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
+        if rows.size and not (-1 <= rows.min() and rows.max() < self.manifest.n):
             raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
         return rows
 
@@ -186,7 +221,15 @@ class IndexReader:
         if self.manifest.dense == "i8":
             scales: F32Rows = data[:, :4].copy().view(np.float32)
             return scales * data[:, 4:].view(np.int8)
+        if self.manifest.dense == "bf16":
+            return (data.view("<u2").astype("<u4") << 16).view("<f4")
         return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
+
+    @property
+    def list_offsets(self) -> npt.NDArray[np.int64]:
+        """First position of each list, and the number of rows: (nlist + 1,) int64."""
+        offsets: npt.NDArray[np.int64] = self._arrays["list_offsets"]
+        return offsets
 
     @property
     def resident_bytes(self) -> int:
@@ -251,11 +294,30 @@ class IndexReader:
 
     def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         self._require_positions(positions, -1)
+        self._require_open()
+        numbers = self._mapped(kind)
         found = positions >= 0
+        whole = found.all()
+        wanted = positions if whole else positions[found]
+        read = self._read(kind, wanted).view("<i8")[:, 0].reshape(wanted.shape) if numbers is None else numbers[wanted]
+        check_not_missing(read, self._segment(kind))
+        if whole:
+            return read
         out = np.full(positions.shape, -1, dtype=np.int64)
-        out[found] = self._read(kind, positions[found]).view("<i8")[:, 0]
-        check_not_missing(out[found], self._segment(kind))
+        out[found] = read
         return out
+
+    def _mapped(self, kind: str) -> npt.NDArray[np.int64] | None:
+        """Map a segment of integers, whose pages stay the page cache's; None if there is no room to map it."""
+        if kind not in self._maps:
+            try:
+                file = mmap.mmap(self._fds[kind], 0, access=mmap.ACCESS_READ)
+            except OSError:
+                self._maps[kind] = None
+            else:
+                file.madvise(mmap.MADV_RANDOM)
+                self._maps[kind] = np.frombuffer(file, dtype="<i8", count=self._segment(kind).shape[0], offset=PAGE)
+        return self._maps[kind]
 
     def _texts(self, positions: npt.NDArray[np.int64]) -> Iterator[str]:
         """Yield the string ids at sorted positions."""
@@ -311,7 +373,7 @@ def _problems(path: Path) -> Iterator[str]:
     yield from (f"{name}: the directory must hold the index only, got this besides" for name in strays)
     for segment in manifest.segments.values():
         try:
-            fd = open_segment(path, segment, manifest.index_id)
+            fd = open_segment(path, segment, manifest.index_id, manifest.version)
         except VqdistillError as error:
             yield str(error)
             continue

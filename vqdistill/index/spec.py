@@ -14,10 +14,11 @@ from typing import Any
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
 from vqdistill.index.fields import Fields, is_int, parse_json, show
+from vqdistill.index.policy import SearchPolicy
 from vqdistill.types import Metric
 
 FORMAT = "vqdistill"
-VERSION = 1
+VERSION = 2
 """Format version that is written, and the newest that is read."""
 OLDEST_VERSION = 1
 """Oldest format version that is read."""
@@ -33,12 +34,14 @@ MANIFEST_MAX_BYTES = 64 << 20
 ID_BYTES = 16
 """Length of an index id."""
 
-ITEM_BYTES = {"u1": 1, "f2": 2, "f4": 4, "i8": 8}
+ITEM_BYTES = {"u1": 1, "u2": 2, "f2": 2, "f4": 4, "i8": 8}
 """Element types of segments, little-endian. Persisted: never rename."""
 CODES = ("pq", "additive")
 """What codes stand for. Persisted: never rename."""
-DENSE = ("f32", "f16", "i8", "none")
+DENSE = ("f32", "f16", "bf16", "i8", "none")
 """Dense row encodings. Persisted: never rename."""
+TABLES = ("f32", "f16")
+"""Element types of router, coarse and codewords. Persisted: never rename."""
 IDS = ("rows", "int64", "str")
 """Kinds of external ids. Persisted: never rename."""
 RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean"})
@@ -86,6 +89,11 @@ class Segment:
         return -(-self.bytes // CRC_BYTES)
 
     @property
+    def numpy_dtype(self) -> str:
+        """NumPy name of the element type."""
+        return f"<{self.dtype}"
+
+    @property
     def generation(self) -> int:
         """Generation that wrote the file, as its name says."""
         return int(self.file[len(self.kind) + 1 : -len(".seg")])
@@ -114,6 +122,8 @@ class Layout:
     dense: str
     ids: str
     codes: str = "pq"
+    tables: str = "f32"
+    """Element type of router, coarse and codewords."""
     id_bytes: int = 0
     """Bytes of all string ids together; 0 for other kinds of ids."""
 
@@ -121,17 +131,23 @@ class Layout:
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Dtype and shape by segment kind."""
         nblocks = -(-self.n // BLOCK_ROWS)
+        table = "f2" if self.tables == "f16" else "f4"
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("u1", (nblocks, self.m // 2, BLOCK_ROWS)),
             "list_offsets": ("i8", (self.nlist + 1,)),
-            "router": ("f4", (self.nlist, self.d)),
-            "codewords": ("f4", (self.m, KSUB, self.dsub)),
+            "router": (table, (self.nlist, self.d)),
+            "codewords": (table, (self.m, KSUB, self.dsub)),
             "mean": ("f4", (self.d,)),
-            "coarse": ("f4", (self.nlist, self.d)),
+            "coarse": (table, (self.nlist, self.d)),
             "doc_codewords": ("f4", (self.m, KSUB, self.dsub)),
             "rows": ("i8", (self.n,)),
         }
-        dense: dict[str, tuple[str, int]] = {"f32": ("f4", self.d), "f16": ("f2", self.d), "i8": ("u1", 4 + self.d)}
+        dense: dict[str, tuple[str, int]] = {
+            "f32": ("f4", self.d),
+            "f16": ("f2", self.d),
+            "bf16": ("u2", self.d),
+            "i8": ("u1", 4 + self.d),
+        }
         if self.codes == "pq":
             arrays["rotation"] = ("f4", (self.m * self.dsub, self.d))
         if self.dense != "none":
@@ -176,16 +192,20 @@ class Manifest:
     codes: str
     """"pq" or "additive"."""
     dense: str
-    """"f32", "f16", "i8" or "none"."""
+    """"f32", "f16", "bf16", "i8" or "none"."""
+    tables: str
+    """"f32" or "f16"."""
     ids: str
     """"rows" (external ids are the row numbers), "int64" or "str"."""
     plan: Mapping[str, Any]
     """The compiler's plan; opaque here."""
-    search: Mapping[str, int]
-    """Defaults of a search: `nprobe` and `refine`."""
+    search: SearchPolicy
+    """Defaults of a search."""
     report: Mapping[str, Any]
     """What the compiler measured; opaque here."""
     segments: Mapping[str, Segment]
+    version: int = VERSION
+    """Format version of the files."""
 
     @property
     def d_out(self) -> int:
@@ -212,7 +232,7 @@ class Manifest:
         """
         doc = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             "required_features": [],
             "generation": self.generation,
             "index_id": self.index_id.hex(),
@@ -226,9 +246,10 @@ class Manifest:
             "d_out": self.d_out,
             "codes": self.codes,
             "dense": self.dense,
+            "tables": self.tables,
             "ids": self.ids,
             "plan": self.plan,
-            "search": self.search,
+            "search": self.search.to_json(),
             "report": self.report,
             "segments": {kind: segment.to_json() for kind, segment in self.segments.items()},
         }
@@ -251,8 +272,8 @@ class Manifest:
             If anything is missing, superfluous, out of range or contradictory.
         """
         top = Fields(parse_json(data, file), file)
-        _check_version(top)
-        top.require_keys(_KEYS)
+        version = _check_version(top)
+        top.require_keys(_KEYS if version > 1 else _KEYS - {"tables"})
         name = _MANIFEST_NAME.fullmatch(file)
         generation = top.integer("generation", 1, 10**9 - 1)
         if name is None or generation != int(name[1]):
@@ -271,6 +292,9 @@ class Manifest:
             top.fail("residual", residual, "false under metric l2")
         if codes != "pq" and metric is Metric.L2:
             top.fail("codes", codes, "'pq' under metric l2")
+        tables = top.choice("tables", TABLES) if version > 1 else "f32"
+        if tables != "f32" and codes == "pq":
+            top.fail("tables", tables, "'f32' for pq codes")
         layout = Layout(
             n=top.integer("n", 1, 2**40),
             d=top.integer("d", 1, 2**20),
@@ -280,6 +304,7 @@ class Manifest:
             dense=dense,
             ids=ids,
             codes=codes,
+            tables=tables,
         )
         if codes == "additive" and dsub != layout.d:
             top.fail("dsub", dsub, f"d = {layout.d} for additive codes")
@@ -297,11 +322,15 @@ class Manifest:
             dsub=dsub,
             codes=codes,
             dense=dense,
+            tables=tables,
             ids=ids,
             plan=top.object("plan").values,
-            search=_parse_search(top.object("search"), layout),
+            search=SearchPolicy.parse(
+                top.object("search"), version=version, nlist=layout.nlist, has_dense=dense != "none"
+            ),
             report=top.object("report").values,
             segments=_parse_segments(top.object("segments"), layout, generation),
+            version=version,
         )
 
 
@@ -327,24 +356,24 @@ def parse_current(data: bytes) -> tuple[str, int]:
     return found[1].decode("ascii"), int(found[2], 16)
 
 
-def pack_header(segment: Segment, index_id: bytes) -> bytes:
+def pack_header(segment: Segment, index_id: bytes, version: int = VERSION) -> bytes:
     """Return the header page (4096 bytes) of a segment; its last four bytes are the zlib.crc32 of those before."""
     shape = segment.shape + (0,) * (4 - len(segment.shape))
     kind, dtype = segment.kind.encode("ascii"), segment.dtype.encode("ascii")
-    fields = (_MAGIC, VERSION, segment.generation, index_id, kind, dtype, len(segment.shape), *shape, segment.bytes)
+    fields = (_MAGIC, version, segment.generation, index_id, kind, dtype, len(segment.shape), *shape, segment.bytes)
     page = _HEADER.pack(*fields).ljust(PAGE - 4, b"\0")
     return page + struct.pack("<I", zlib.crc32(page))
 
 
-def check_header(page: bytes, segment: Segment, index_id: bytes) -> None:
-    """Require that `page` is the header of `segment`, byte for byte.
+def check_header(page: bytes, segment: Segment, index_id: bytes, version: int = VERSION) -> None:
+    """Require that `page` is the header of `segment` in a format version, byte for byte.
 
     Raises
     ------
     CorruptIndex
         If it is not; the message names the first field that differs.
     """
-    wanted = pack_header(segment, index_id)
+    wanted = pack_header(segment, index_id, version)
     if page == wanted:
         return
     if page[: len(_MAGIC)] != _MAGIC:
@@ -359,7 +388,7 @@ def check_header(page: bytes, segment: Segment, index_id: bytes) -> None:
     raise CorruptIndex(f"{segment.file}: header bytes {_HEADER.size}..{PAGE - 5} must be zero, got other values")
 
 
-def _check_version(top: Fields) -> None:
+def _check_version(top: Fields) -> int:
     readable = f"this vqdistill reads versions {OLDEST_VERSION} to {VERSION}"
     if top.values.get("format") != FORMAT:
         top.fail("format", top.values.get("format"), repr(FORMAT))
@@ -375,14 +404,7 @@ def _check_version(top: Fields) -> None:
     if unknown:
         known = ", ".join(sorted(FEATURES)) or "none"
         raise FormatTooNew(f"{top.file}: required features {show(unknown)} are unknown; {readable}, features: {known}")
-
-
-def _parse_search(search: Fields, layout: Layout) -> dict[str, int]:
-    search.require_keys(frozenset({"nprobe", "refine"}))
-    refine = search.integer("refine", 0, 2**40)
-    if refine and layout.dense == "none":
-        search.fail("refine", refine, "0 where no dense rows are stored")
-    return {"nprobe": search.integer("nprobe", 1, layout.nlist), "refine": refine}
+    return version
 
 
 def _parse_segments(entries: Fields, layout: Layout, generation: int) -> dict[str, Segment]:

@@ -71,32 +71,41 @@ def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:
     Parameters
     ----------
     x : (b, d) float32, finite
-    dense : "f32", "f16" or "i8"
+    dense : "f32", "f16", "bf16" or "i8"
     start : row number of `x[0]`, for messages
 
     Returns
     -------
-    (b, d) float32 or float16; or (b, 4 + d) uint8: a little-endian float32 scale = max |x| / 127, then int8 x / scale
+    (b, d) float32, float16 or uint16 (the upper halves of rounded float32); or (b, 4 + d) uint8: a little-endian float32 scale = max |x| / 127, then int8 x / scale
 
     Raises
     ------
     InvalidInput
-        If a value is beyond float16.
+        If a value is beyond float16 or bfloat16.
     """
     if dense == "f32":
         return x
     if dense == "f16":
         with np.errstate(over="ignore", under="ignore"):
             half = x.astype(np.float16)
-        bad = np.flatnonzero(np.isinf(half).any(axis=1))
-        if bad.size:
-            row = start + int(bad[0])
-            raise InvalidInput(f"vectors row {row} holds values beyond float16; store dense rows as f32 or i8")
+        _require_in_range(np.isinf(half), "float16", start)
         return half
+    if dense == "bf16":
+        bits = x.view(np.uint32)
+        upper = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")  # to the nearest, ties to even
+        _require_in_range((upper & 0x7F80) == 0x7F80, "bfloat16", start)
+        return upper
     scale = np.abs(x).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)
     # A zero row has scale 0; dividing it by 1 leaves it zero.
     steps = np.rint(x / np.where(scale > 0, scale, np.float32(1))).clip(-127, 127).astype(np.int8)
     return np.concatenate([scale.astype("<f4").view(np.uint8), steps.view(np.uint8)], axis=1)
+
+
+def _require_in_range(beyond: npt.NDArray[np.bool_], dtype: str, start: int) -> None:
+    bad = np.flatnonzero(beyond.any(axis=1))
+    if bad.size:
+        row = start + int(bad[0])
+        raise InvalidInput(f"vectors row {row} holds values beyond {dtype}; store dense rows as f32 or i8")
 
 
 def encode_int_ids(ids: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
-from vqdistill.index.spec import DENSE, ID_BYTES, IDS, MANIFEST_MAX_BYTES, Layout, Manifest, Segment
+from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.spec import DENSE, ID_BYTES, IDS, MANIFEST_MAX_BYTES, TABLES, Layout, Manifest, Segment
 from vqdistill.index.spool import Spool, encode_dense, encode_int_ids, encode_text_id
 from vqdistill.kernels import pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
@@ -28,6 +29,8 @@ _CHUNK_BYTES = 4 << 20
 """Bytes gathered at a time when rows are put into list order."""
 _CHUNK_ROWS = 2048 * BLOCK_ROWS
 """Rows packed, and string ids gathered, at a time."""
+_TABLE_ARRAYS = ("router", "codewords", "coarse")
+"""What is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords")
 
 Chunks = Iterator[npt.NDArray[Any]]
@@ -46,7 +49,8 @@ class IndexWriter:
     ----------
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
-    dense : "f32", "f16", "i8" or "none"; encoding of the rows on disk
+    dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
+    tables : "f32", or "f16" for additive codes; element type of router, coarse and codewords
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     ops : file operations; replaced in tests
@@ -60,16 +64,25 @@ class IndexWriter:
     """
 
     def __init__(
-        self, path: str | Path, model: IvfPqModel, *, dense: str, ids: str, index_id: bytes, ops: FileOps | None = None
+        self,
+        path: str | Path,
+        model: IvfPqModel,
+        *,
+        dense: str,
+        ids: str,
+        index_id: bytes,
+        tables: str = "f32",
+        ops: FileOps | None = None,
     ) -> None:
         self._path = Path(path)
         self._model = model
         self._dense = _one_of("dense", dense, DENSE)
         self._ids = _one_of("ids", ids, IDS)
+        self._tables = _one_of("tables", tables, TABLES)
         if len(index_id) != ID_BYTES:
             raise InvalidInput(f"index_id must be {ID_BYTES} bytes, got {len(index_id)}")
         self._index_id = bytes(index_id)
-        _require_model(model)
+        _require_model(model, tables)
         self._require_free_path()
         self._ops = FileOps() if ops is None else ops
         self._lists: list[npt.NDArray[np.int32]] = []
@@ -110,7 +123,7 @@ class IndexWriter:
                 self._spools["dense"].write(encode_dense(x, self._dense, self._n))
             self._n += len(x)
 
-    def publish(self, plan: Mapping[str, Any], search: Mapping[str, int], report: Mapping[str, Any]) -> Manifest:
+    def publish(self, plan: Mapping[str, Any], search: SearchPolicy, report: Mapping[str, Any]) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
 
         If the very last sync (of the parent directory) fails, the complete index stays at its path.
@@ -118,7 +131,7 @@ class IndexWriter:
         Parameters
         ----------
         plan, report : JSON objects, stored as they are
-        search : defaults `nprobe` in 1..nlist and `refine` >= 0 (0 if there are no dense rows)
+        search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
 
         Raises
         ------
@@ -234,12 +247,14 @@ class IndexWriter:
 
     def _layout(self) -> Layout:
         id_bytes = self._spools["ids"].bytes if self._ids == "str" else 0
-        return _layout_of(self._model, n=self._n, dense=self._dense, ids=self._ids, id_bytes=id_bytes)
+        return _layout_of(
+            self._model, n=self._n, dense=self._dense, ids=self._ids, tables=self._tables, id_bytes=id_bytes
+        )
 
     def _manifest(
         self,
         plan: Mapping[str, Any],
-        search: Mapping[str, int],
+        search: SearchPolicy,
         report: Mapping[str, Any],
         segments: Mapping[str, Segment],
     ) -> Manifest:
@@ -257,6 +272,7 @@ class IndexWriter:
             dsub=layout.dsub,
             codes=layout.codes,
             dense=layout.dense,
+            tables=layout.tables,
             ids=layout.ids,
             plan=plan,
             search=search,
@@ -276,7 +292,11 @@ class IndexWriter:
         order = np.argsort(lists, kind="stable")
         offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
         np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
-        whole = {"list_offsets": offsets, "rows": order} | {name: getattr(self._model, name) for name in _MODEL_ARRAYS}
+        whole = {"list_offsets": offsets, "rows": order} | {
+            name: getattr(self._model, name).astype(segments[name].numpy_dtype, copy=False)
+            for name in _MODEL_ARRAYS
+            if name in segments
+        }
         chunked = {
             "codes": self._packed,
             "dense": self._dense_in,
@@ -319,7 +339,9 @@ class IndexWriter:
             yield np.frombuffer(texts, dtype=np.uint8)
 
 
-def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, id_bytes: int = 0) -> Layout:
+def _layout_of(
+    model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0
+) -> Layout:
     return Layout(
         n=n,
         d=model.d,
@@ -328,6 +350,7 @@ def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, id_bytes: int
         dsub=model.dsub,
         codes="additive" if model.additive else "pq",
         dense=dense,
+        tables=tables,
         ids=ids,
         id_bytes=id_bytes,
     )
@@ -345,10 +368,14 @@ def _require_array(name: str, array: Any, shape: tuple[int, ...], dtype: Any) ->
         raise InvalidInput(f"{name} must be {shape} {np.dtype(dtype).name}, got {got}")
 
 
-def _require_model(model: IvfPqModel) -> None:
+def _require_model(model: IvfPqModel, tables: str) -> None:
+    if tables != "f32" and not model.additive:
+        raise InvalidInput(f"tables must be f32 for product codes, got {tables!r}")
     wanted = _layout_of(model, n=1, dense="none", ids="rows").arrays
     for name in (name for name in _MODEL_ARRAYS if name in wanted):
         array = getattr(model, name)
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
+        if tables == "f16" and name in _TABLE_ARRAYS and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+            raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")

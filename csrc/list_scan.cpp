@@ -1,0 +1,160 @@
+#include "list_scan.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace vqdistill {
+namespace {
+
+// Rows of the first epoch, which has no cuts: enough for a bar that is worth cutting by.
+constexpr std::int64_t kFirstEpoch = 2048;
+constexpr std::int64_t kEpochGrowth = 3;
+// Rows visited before an epoch has cuts: in a query's best lists most blocks would pass them, so that they cost more
+// than they save. On pypi200k two thirds of the blocks pass in the best 80 of 512 lists, and a fifth in all of them.
+constexpr std::int64_t kCutAfter = 16384;
+// Hits of a query between two looks at its bar: few, so that the bar rises soon, but enough to keep the kernel in its
+// loop.
+constexpr std::size_t kHitPlaces = 512;
+// Codes of the next list that are fetched early.
+constexpr std::size_t kHeadBytes = 8192;
+// Blocks a kernel call may take, about a millisecond: so that a call can be ended in time.
+constexpr std::size_t kMaxBlocks = std::size_t{1} << 14;
+
+float code_score(float base, float step, int sum) { return base + step * static_cast<float>(sum); }
+
+// The lowest sum with which a row at `position` or behind can pass the bar; kMaxSum + 1 if there is none. The scores do
+// not fall as the sum grows, because rounding is monotone, so that the integer comparison decides exactly as floats
+// would.
+int lowest_sum(float base, float step, std::int64_t position, const Scored& bar) {
+    const auto passes = [&](int sum) { return better({code_score(base, step, sum), 0, position}, bar); };
+    const float guess = step > 0.0f ? (bar.score - base) / step : 0.0f;
+    // NaN compares false: from the lowest sum on then.
+    int sum = guess > 0.0f ? static_cast<int>(std::min(guess, static_cast<float>(kMaxSum))) : 0;
+    while (sum > 0 && passes(sum - 1)) --sum;
+    while (sum <= kMaxSum && !passes(sum)) {
+        // One step decides, but for a step lost in rounding, or scores that are NaN.
+        if (!passes(kMaxSum)) return kMaxSum + 1;
+        ++sum;
+    }
+    return sum;
+}
+
+}  // namespace
+
+// One query's part in the scan of a list.
+struct ListScan::Part {
+    QueryScan* query;
+    float base;
+    std::uint32_t tag;
+    int cut_sum;  // what the whole sum must promise
+
+    int threshold(std::size_t begin) const {
+        return lowest_sum(base, query->tables.scale.step, static_cast<std::int64_t>(begin), query->found.bar());
+    }
+    // Keeps hits of blocks from `first_block` on that are rows of the list.
+    void keep(const ScanQuery& hits, std::size_t first_block, Rows rows) const {
+        for (std::size_t i = 0; i < hits.found; ++i) {
+            const std::size_t position = first_block * kBlockRows + hits.hits[i].row;
+            if (position < rows.begin || position >= rows.end) continue;
+            const float score = code_score(base, query->tables.scale.step, static_cast<int>(hits.hits[i].sum));
+            query->found.push({score, tag, static_cast<std::int64_t>(position)});
+        }
+    }
+};
+
+ListScan::ListScan(const IndexView& index, const Kernels& kernels) : index_(index), kernels_(kernels) {}
+
+ListScan::Rows ListScan::rows_of(std::size_t list, bool flat) const {
+    if (!flat)
+        return {static_cast<std::size_t>(index_.list_offsets[list]),
+                static_cast<std::size_t>(index_.list_offsets[list + 1])};
+    const std::size_t rows = flat_blocks() * kBlockRows;
+    return {list * rows, std::min((list + 1) * rows, index_.n())};
+}
+
+void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, CallLimits& limits,
+                   Scratch& scratch) const {
+    std::vector<Visit>& visits = scratch.visits;
+    for (;;) {
+        visits.clear();
+        for (std::size_t i = 0; i < queries.size; ++i)
+            begin_epoch(queries[i], static_cast<std::uint32_t>(i), flat, visits);
+        if (visits.empty()) return;
+        if (queries.size > 1)
+            std::sort(visits.begin(), visits.end(), [](const Visit& a, const Visit& b) {
+                return a.list != b.list ? a.list < b.list : a.query < b.query;
+            });
+        for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
+            for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
+                if (visits[first + nq].list != visits[first].list) break;
+            limits.check();
+            if (first + nq < visits.size()) prefetch_head(rows_of(visits[first + nq].list, flat));
+            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, scratch);
+        }
+    }
+}
+
+// Fetches the first codes of a list while another one is scanned: a list is too short for a kernel to do so in time.
+void ListScan::prefetch_head(Rows rows) const {
+    const std::size_t block_bytes = index_.m / 2 * kBlockRows;
+    const std::uint8_t* const codes = index_.packed + rows.begin / kBlockRows * block_bytes;
+    const std::size_t bytes = std::min(kHeadBytes, (block_count(rows.end) - rows.begin / kBlockRows) * block_bytes);
+    for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(codes + at);
+}
+
+// Adds the visits of a query's next epoch, if it has lists left.
+void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const {
+    if (query.next == query.lists.size) return;
+    const float worst = query.found.settle().score;
+    query.cut_score = query.rows < kCutAfter ? -std::numeric_limits<float>::infinity() : worst;
+    const std::int64_t until = std::max(kFirstEpoch, kEpochGrowth * query.rows);
+    for (; query.next < query.lists.size && query.rows < until; ++query.next) {
+        const auto list = static_cast<std::size_t>(query.lists[query.next].id);
+        const Rows rows = rows_of(list, flat);
+        query.rows += static_cast<std::int64_t>(rows.end - rows.begin);
+        if (rows.begin < rows.end)
+            visits.push_back({static_cast<std::uint32_t>(list), number, static_cast<std::uint32_t>(query.next)});
+    }
+}
+
+// Scans the rows of a list for the queries of its first nq visits.
+void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
+                         const AllowView& allow, Scratch& scratch) const {
+    const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
+    scratch.hits.resize(kScanQueries * kHitPlaces);
+    Part parts[kScanQueries];
+    for (std::size_t i = 0; i < nq; ++i) {
+        QueryScan& query = queries[visits[i].query];
+        const float base = static_cast<float>(query.tables.scale.bias +
+                                              (query.tables.constant + query.lists[visits[i].tag].score));
+        const Scored promise{query.cut_score, 0, std::numeric_limits<std::int64_t>::max()};
+        parts[i] = {&query, base, visits[i].tag, lowest_sum(base, query.tables.scale.step, 0, promise)};
+    }
+    ScanCodes codes{nullptr, 0, index_.m, cuts.count, {}, nullptr};
+    std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
+    for (std::size_t block = rows.begin / kBlockRows; block < last;) {
+        ScanQuery scans[kScanQueries];
+        std::size_t active = 0;
+        for (std::size_t i = 0; i < nq; ++i) {
+            const int threshold = parts[i].threshold(rows.begin);
+            if (threshold > parts[i].query->tables.highest) continue;
+            parts[active] = parts[i];
+            ScanQuery& scan = scans[active];
+            scan = {parts[active].query->tables.tables, threshold, {}, scratch.hits.data() + active * kHitPlaces,
+                    kHitPlaces, 0};
+            for (std::size_t s = 0; s < cuts.count; ++s)
+                scan.cuts[s] = std::max(0, parts[active].cut_sum - parts[active].query->tables.rest[s]);
+            ++active;
+        }
+        nq = active;
+        if (nq == 0) return;
+        codes.packed = index_.packed + block * block_bytes;
+        codes.nblocks = std::min(last - block, kMaxBlocks);
+        codes.allow = allow.blocks == nullptr ? nullptr : allow.blocks + block;
+        const std::size_t scanned = kernels_.scan_pq4(codes, scans, nq);
+        for (std::size_t i = 0; i < nq; ++i) parts[i].keep(scans[i], block, rows);
+        block += scanned;
+    }
+}
+
+}  // namespace vqdistill

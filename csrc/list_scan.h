@@ -1,0 +1,71 @@
+// The scan of a block of queries: list by list, so that queries that visit the same list share its codes.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "index_view.h"
+#include "limits.h"
+#include "query_tables.h"
+#include "topk.h"
+
+namespace vqdistill {
+
+// A query on its way through its lists.
+struct QueryScan {
+    QueryTables tables;
+    Span<Scored> lists;  // to visit, best first: id = list, score = its term; the index into it is the tag of candidates
+    TopR found;          // reset by the caller: the best R, or all above a score
+    std::int64_t rows = 0;  // in the lists visited so far
+
+    std::size_t next = 0;   // list to visit next
+    float cut_score = 0.0f;  // what a row's code must promise in this epoch
+};
+
+// Rows that lists hold together while codes are scanned as one list; see ListScan::flat_lists.
+constexpr std::size_t kFlatRows = 4096;
+
+// Every query visits its lists in epochs, each three times as long as all before. The cuts of an epoch come from the
+// best R of the epochs before, so that what is found depends neither on the other queries of the block nor on the order
+// in which the lists of an epoch are scanned.
+class ListScan {
+public:
+    // REQUIRES the view's arrays to outlive it. With `flat` the lists are runs of rows, see flat_lists.
+    ListScan(const IndexView& index, const Kernels& kernels);
+
+    struct Visit {
+        std::uint32_t list, query, tag;
+    };
+    struct Scratch {
+        std::vector<Visit> visits;
+        std::vector<ScanHit> hits;
+    };
+
+    // Runs that take the place of lists where every list is visited and all rows share one base.
+    std::size_t flat_lists() const { return (block_count(index_.n()) + flat_blocks() - 1) / flat_blocks(); }
+
+    // Scans what each of the queries visits. Throws what limits.check() throws.
+    void run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, CallLimits& limits,
+             Scratch& scratch) const;
+
+private:
+    struct Part;
+    struct Rows {
+        std::size_t begin, end;
+    };
+
+    // As long as kFlatRows, or a 256th of the rows: so that a query has few of them.
+    std::size_t flat_blocks() const {
+        return std::max(kFlatRows / kBlockRows, block_count(index_.n()) / 256 + 1);
+    }
+    Rows rows_of(std::size_t list, bool flat) const;
+    void prefetch_head(Rows rows) const;
+    void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
+    void scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
+                   const AllowView& allow, Scratch& scratch) const;
+
+    IndexView index_;
+    const Kernels& kernels_;
+};
+
+}  // namespace vqdistill

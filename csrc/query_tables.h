@@ -1,0 +1,58 @@
+// From queries to the tables of bytes that a scan looks up.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "index_view.h"
+
+namespace vqdistill {
+
+// What a query's scores are made of: constant + scale.bias + [term of the list] + scale.step * sum of table entries.
+struct QueryTables {
+    const std::uint8_t* tables;  // (m, 16)
+    const float* lut;            // (m, 16), what the tables were rounded from; null unless asked for
+    TableScale scale;
+    float constant;      // <q, mean>, or -|q - mean|^2 for l2; 0 where lists have a term of their own
+    int highest;         // no sum is larger
+    int rest[kMaxCuts];  // what the codes behind each cut of a scan add at most, to all but few rows
+};
+
+// Where a scan looks at partial sums. Half of the codes tell nearly all of what the whole code does, see
+// docs/SEARCH.md.
+struct Cuts {
+    std::size_t count = 0;
+    std::size_t pairs[kMaxCuts] = {};
+    // The rest of a sum counts as its mean over all codewords plus this many standard deviations.
+    float deviations = 0.0f;
+
+    // After a quarter and a half of the codes; no cuts for short codes, or if deviations is not finite.
+    static Cuts of(std::size_t m, float deviations);
+};
+
+// Builds the tables of blocks of queries. Keeps its memory, so that it allocates nothing after the first blocks.
+class TableBuilder {
+public:
+    // REQUIRES the view's arrays to outlive it.
+    TableBuilder(const IndexView& index, const Kernels& kernels);
+
+    struct Scratch {
+        std::vector<float> centered, projected, lut;
+        std::vector<std::uint8_t> tables;
+        std::vector<QueryTables> queries;
+    };
+
+    // Fills scratch.queries for queries (q, d); `keep_lut` = with float tables.
+    void build(const float* queries, std::size_t q, const Cuts& cuts, bool keep_lut, Scratch& scratch) const;
+
+private:
+    void product_luts(const float* queries, std::size_t q, float* luts, Scratch& scratch) const;
+    float constant_term(const float* query) const;
+
+    IndexView index_;
+    const Kernels& kernels_;
+    std::vector<float> words_t_;     // (m, dsub, 16): product codewords as the table kernel reads them
+    std::vector<float> table_init_;  // (m, 16): 0, or -|codeword|^2 for l2
+};
+
+}  // namespace vqdistill

@@ -1,0 +1,119 @@
+#include "verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+namespace vqdistill {
+namespace {
+
+// Rows read between two decisions to stop; the same for every way of reading, so that results are, too.
+constexpr std::size_t kChunk = 16;
+
+// P(Z > t) of a standard normal Z, within 1e-4, from a table.
+class NormalTail {
+public:
+    NormalTail() {
+        for (std::size_t i = 0; i <= kSteps; ++i)
+            values_[i] = static_cast<float>(0.5 * std::erfc((static_cast<double>(i) / kScale - kRange) / std::sqrt(2.0)));
+    }
+    float operator()(float t) const {
+        const float at = (t + kRange) * kScale;
+        if (!(at > 0.0f)) return 1.0f;  // NaN counts as likely: read on
+        if (at >= static_cast<float>(kSteps)) return 0.0f;
+        const auto i = static_cast<std::size_t>(at);
+        return values_[i] + (values_[i + 1] - values_[i]) * (at - static_cast<float>(i));
+    }
+
+private:
+    static constexpr int kRange = 5, kScale = 32;
+    static constexpr std::size_t kSteps = 2 * kRange * kScale;
+    float values_[kSteps + 1];
+};
+
+const NormalTail kTail;
+
+double sum_of_scores(Span<Scored> rows) {
+    double sum = 0.0;
+    for (const Scored& row : rows) sum += row.score;
+    return sum;
+}
+
+void keep_best(Span<Scored> rows, std::size_t k, std::vector<float>& heap) {
+    for (const Scored& row : rows) {
+        if (heap.size() == k) {
+            if (!(row.score > heap.front())) continue;
+            std::pop_heap(heap.begin(), heap.end(), std::greater<float>());
+            heap.back() = row.score;
+        } else {
+            heap.push_back(row.score);
+        }
+        std::push_heap(heap.begin(), heap.end(), std::greater<float>());
+    }
+}
+
+void add_counts(const ReadCounts& counts, QueryStats& stats) {
+    stats.dense_rows += counts.rows;
+    stats.dense_pages += counts.pages;
+    stats.dense_bytes += counts.bytes;
+    stats.wait_ns += counts.wait_ns;
+}
+
+}  // namespace
+
+void Verifier::begin(Span<Job> jobs, std::size_t count) {
+    if (open_.size() < count) open_.resize(count);
+    for (std::size_t i = 0; i < count; ++i) {
+        open_[i].job = i;
+        open_[i].error_sum = 0.0;
+        open_[i].best.clear();
+        std::sort(jobs[i].candidates.begin(), jobs[i].candidates.end(), better);
+        jobs[i].read = 0;
+    }
+}
+
+void Verifier::run(const DiskTier& dense, const Kernels& kernels, Metric metric, std::size_t k, const StopRule& rule,
+                   Span<Job> jobs, CallLimits& limits) {
+    begin(jobs, jobs.size);
+    std::size_t open = jobs.size;
+    while (open > 0) {
+        limits.check();
+        tasks_.clear();
+        for (std::size_t i = 0; i < open; ++i) {
+            Job& job = jobs[open_[i].job];
+            const std::size_t left = job.candidates.size - job.read;
+            const std::size_t wanted = rule.misses > 0.0f ? std::max(kChunk, job.read == 0 ? k : 0) : left;
+            const Span<Scored> rows{job.candidates.data + job.read, std::min(left, wanted)};
+            open_[i].error_sum -= sum_of_scores(rows);
+            tasks_.push_back({job.query, rows, {}});
+        }
+        dense.rerank(kernels, metric, {tasks_.data(), tasks_.size()}, io_);
+        std::size_t still_open = 0;
+        for (std::size_t i = 0; i < open; ++i) {
+            Progress& progress = open_[i];
+            Job& job = jobs[progress.job];
+            const Span<Scored> rows = tasks_[i].candidates;
+            job.read += rows.size;
+            add_counts(tasks_[i].counts, *job.stats);
+            if (job.read == job.candidates.size) continue;
+            progress.error_sum += sum_of_scores(rows);
+            keep_best(rows, k, progress.best);
+            if (settled(progress, job, k, rule)) continue;
+            std::swap(open_[still_open++], progress);
+        }
+        open = still_open;
+    }
+}
+
+// Whether the candidates that are not read are expected to hold too few results to go on.
+bool Verifier::settled(const Progress& progress, const Job& job, std::size_t k, const StopRule& rule) const {
+    if (progress.best.size() < k) return false;
+    const float mean_error = static_cast<float>(progress.error_sum / static_cast<double>(job.read));
+    const float needed = progress.best.front() - mean_error, scale = 1.0f / rule.error;
+    float expected = 0.0f;
+    for (std::size_t i = job.read; i < job.candidates.size && expected <= rule.misses; ++i)
+        expected += kTail((needed - job.candidates[i].score) * scale);
+    return expected <= rule.misses;
+}
+
+}  // namespace vqdistill

@@ -1,0 +1,110 @@
+"""How an index is searched unless a call says otherwise: defaults and calibrations that its manifest stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vqdistill.index.fields import Fields
+
+UNCALIBRATED_SHARE = 0.25
+"""Share of the lists visited by default where no held-out query has said how many it takes."""
+DEFAULT_REFINE = 100
+"""Candidates verified at most unless told otherwise; see SearchParams.refine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPolicy:
+    """Defaults of a search, and what held-out queries calibrated; None where nothing was."""
+
+    nprobe: int
+    """Lists visited where there are no rungs; with them, lists that a fixed nprobe would need."""
+    refine: int
+    """Candidates verified at most; 0 without dense rows."""
+    coverage: float | None = None
+    """Rung taken by default."""
+    rungs: tuple[tuple[float, float], ...] = ()
+    """(coverage, lift), coverages rising and lifts falling: the lists in which a wanted row is at least `lift` times as
+    likely as among as many random rows hold this share of the true neighbours."""
+    temperature: float | None = None
+    """Softmax of the routing scores divided by it is the probability of a list."""
+    confidence: float | None = None
+    """Expected share of the k results among the candidates read when reading stops."""
+    error: float | None = None
+    """Standard deviation of exact score - code score among a query's candidates, around its mean."""
+    deviations: float | None = None
+    """Standard deviations above its mean that the rest of a code is credited with when a scan drops blocks early."""
+
+    def lift(self, coverage: float) -> float:
+        """Return the lift for a coverage up to the last rung: geometric between rungs, that of the first one below."""
+        low = self.rungs[0]
+        for high in self.rungs:
+            if coverage <= high[0]:
+                share = (coverage - low[0]) / (high[0] - low[0]) if high[0] > low[0] else 1.0
+                return float(low[1] * (high[1] / low[1]) ** max(0.0, share))
+            low = high
+        return low[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the `search` object of a manifest."""
+        return {
+            "nprobe": self.nprobe,
+            "refine": self.refine,
+            "coverage": self.coverage,
+            "rungs": [list(rung) for rung in self.rungs],
+            "temperature": self.temperature,
+            "confidence": self.confidence,
+            "error": self.error,
+            "deviations": self.deviations,
+        }
+
+    @classmethod
+    def parse(cls, search: Fields, *, version: int, nlist: int, has_dense: bool) -> SearchPolicy:
+        """Read the `search` object of a manifest of a format version, trusting nothing in it.
+
+        Raises
+        ------
+        CorruptIndex
+            If anything is missing, superfluous, out of range or contradictory.
+        """
+        first = frozenset({"nprobe", "refine"})
+        search.require_keys(first if version == 1 else frozenset(cls.__dataclass_fields__))
+        refine = search.integer("refine", 0, 2**40)
+        if refine and not has_dense:
+            search.fail("refine", refine, "0 where no dense rows are stored")
+        nprobe = search.integer("nprobe", 1, nlist)
+        if version == 1:
+            return cls(nprobe=nprobe, refine=refine)
+        rungs = _parse_rungs(search)
+        coverage = search.number_or_null("coverage", 0.0, 1.0)
+        if (coverage is None) == bool(rungs) or (coverage is not None and coverage > rungs[-1][0]):
+            search.fail("coverage", coverage, "at most the last rung's, and null without rungs")
+        temperature = search.number_or_null("temperature", 0.0, 1e300)
+        if (temperature is None) == bool(rungs):
+            search.fail("temperature", temperature, "null if and only if there are no rungs")
+        confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", 0.0, 1e300)
+        if (confidence is None) != (error is None):
+            search.fail("confidence", confidence, "null if and only if error is")
+        deviations = search.number_or_null("deviations", 0.0, 1e6)
+        return cls(
+            nprobe=nprobe,
+            refine=refine,
+            coverage=coverage,
+            rungs=rungs,
+            temperature=temperature,
+            confidence=confidence,
+            error=error,
+            deviations=deviations,
+        )
+
+
+def _parse_rungs(search: Fields) -> tuple[tuple[float, float], ...]:
+    got = search.values["rungs"]
+    ok = isinstance(got, list) and all(
+        isinstance(rung, list) and len(rung) == 2 and all(isinstance(x, (int, float)) for x in rung) for rung in got
+    )
+    rungs = tuple((float(coverage), float(lift)) for coverage, lift in got) if ok else ()
+    in_order = all(a[0] < b[0] and a[1] >= b[1] for a, b in zip(rungs, rungs[1:], strict=False))
+    if not ok or not in_order or any(not (0 < coverage <= 1 and lift > 0) for coverage, lift in rungs):
+        search.fail("rungs", got, "a list of pairs of a rising coverage in (0, 1] and a falling lift above 0")
+    return rungs
