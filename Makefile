@@ -62,15 +62,17 @@ build/fuzz_kernels_neon: $(KERNEL_SOURCES) $(wildcard csrc/*.h)
 
 # The native tests under the address, undefined-behaviour and thread sanitizers, then the Python tests of the native code
 # on an extension built with the first two. The interpreter itself is not: the run-time library is loaded before it, with
-# the C++ one, whose exceptions it watches; and the interpreter's own leaks do not count.
+# the C++ one, whose exceptions it watches; and the interpreter's own leaks do not count. The Numba kernels are not native.
 SANITIZED := build/sanitized
+SANITIZED_TESTS := tests/test_searcher.py \
+    $(filter-out %/test_additive.py %/test_jit.py,$(wildcard tests/kernels/test_*.py))
 sanitize: build
 	$(BIN)/python -m pytest -q tests/native
-	CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' LDFLAGS='-fsanitize=address,undefined' \
+	CFLAGS='-g -fsanitize=address,undefined -fno-sanitize-recover=all' LDFLAGS='-fsanitize=address,undefined' \
 	    $(BIN)/python setup.py -q build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" PYTHONMALLOC=malloc \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED)/lib $(BIN)/python -m pytest -q \
-	    -o pythonpath='$(SANITIZED)/lib .' tests/kernels tests/test_searcher.py tests/index
+	    -o pythonpath='$(SANITIZED)/lib .' $(SANITIZED_TESTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis vqdistill/_native*.so

@@ -95,7 +95,7 @@ struct Kernels {
                         float* c) noexcept;
 
     // Dense rows: f32 d floats; f16 d halves; bf16 d upper halves of floats; i8 one float scale, then d signed bytes,
-    // x = scale * byte. dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.
+    // x = scale * byte, rounded to float. dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.
     DenseScore dot_f32, dot_f16, dot_bf16, dot_i8;
     DenseScore l2_f32, l2_f16, l2_bf16, l2_i8;
 };

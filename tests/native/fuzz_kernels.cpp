@@ -360,7 +360,7 @@ DenseRow i8_row(std::size_t d, Random& random) {
     for (std::size_t i = 0; i < d; ++i) {
         const auto x = static_cast<std::int8_t>(random());
         put(row.bytes, 4 + i, x);
-        row.values.push_back(double{scale} * x);
+        row.values.push_back(scale * x);  // rounded to float, as the kernels have it
     }
     return row;
 }

@@ -17,6 +17,10 @@ struct Arrays {
     std::vector<std::int64_t> list_offsets;
     std::vector<float> router, coarse, mean, rotation, codewords, queries;
     std::vector<std::uint8_t> packed;
+    std::vector<std::uint32_t> allowed_rows;
+    std::vector<std::int64_t> allowed_per_list = std::vector<std::int64_t>(kLists);
+
+    AllowView allow() const { return {allowed_rows.data(), allowed_per_list.data()}; }
 };
 
 std::vector<float> integers(std::size_t n, std::mt19937& random) {
@@ -40,6 +44,11 @@ Arrays random_arrays() {
     for (std::uint8_t& code : codes) code = random() % kSub;
     arrays.packed.resize(block_count(kRows) * kM / 2 * kBlockRows);
     CHECK(pack_codes(codes.data(), kRows, kM, arrays.packed.data()));
+    arrays.allowed_rows.resize(block_count(kRows));
+    for (std::uint32_t& rows : arrays.allowed_rows) rows = static_cast<std::uint32_t>(random());
+    for (std::size_t l = 0; l < kLists; ++l)
+        for (std::int64_t row = arrays.list_offsets[l]; row < arrays.list_offsets[l + 1]; ++row)
+            arrays.allowed_per_list[l] += arrays.allowed_rows[row / kBlockRows] >> row % kBlockRows & 1;
     return arrays;
 }
 
@@ -51,38 +60,65 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             kM,
             kDsub,
             arrays.list_offsets.data(),
-            arrays.router.data(),
-            arrays.coarse.data(),
+            {arrays.router.data()},
+            {arrays.coarse.data()},
             arrays.mean.data(),
             arrays.rotation.data(),
-            arrays.codewords.data(),
+            {arrays.codewords.data()},
             arrays.packed.data()};
 }
 
 struct Found {
     std::vector<float> scores = std::vector<float>(kQueries * kBest);
     std::vector<std::int64_t> positions = std::vector<std::int64_t>(kQueries * kBest);
+    bool operator==(const Found& other) const { return scores == other.scores && positions == other.positions; }
 };
 
-Found find(const IvfSearch& search, const Arrays& arrays, std::size_t threads) {
+Found find(const IvfSearch& search, const Arrays& arrays, SearchOptions options, std::size_t threads) {
     Found found;
-    const SearchOptions options{kBest, 4, 0, threads};
-    const SearchStats stats =
-        search.search(arrays.queries.data(), kQueries, options, found.scores.data(), found.positions.data());
-    CHECK(stats.lists == 4 * kQueries);
+    QueryStats stats[kQueries];
+    CallLimits limits;
+    options.threads = threads;
+    search.search(arrays.queries.data(), kQueries, options, limits, found.scores.data(), found.positions.data(), stats);
+    for (const QueryStats& of_query : stats) CHECK(of_query.lists >= 1 && of_query.codes > 0);
     return found;
+}
+
+RangeHits find_range(const IvfSearch& search, const Arrays& arrays, std::size_t threads) {
+    QueryStats stats[kQueries];
+    CallLimits limits;
+    const RangeOptions options{20.0f, 0.0f, false, {kLists}, {}, threads};
+    return search.range_search(arrays.queries.data(), kQueries, options, limits, stats);
+}
+
+// A few lists, all of them, lists by how likely they are, cuts in the scan, and rows that may not be found.
+std::vector<SearchOptions> ways_to_search(const Arrays& arrays) {
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    return {
+        {kBest, {4}, 0, {}, kInf, {}, 1},
+        {kBest, {kLists}, 0, {}, kInf, {}, 1},
+        {kBest, {kLists, 0.5f, 10.0f}, 0, {}, kInf, {}, 1},
+        {kBest, {4}, 0, {}, 2.0f, {}, 1},
+        {kBest, {kLists}, 0, {}, 2.0f, arrays.allow(), 1},
+    };
 }
 
 void check_concurrent_searches(const Arrays& arrays, Metric metric, bool residual) {
     const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
     const IvfSearch search(view_of(arrays, metric, residual), no_dense);
-    const Found wanted = find(search, arrays, 1);
+    const std::vector<SearchOptions> ways = ways_to_search(arrays);
+    std::vector<Found> wanted;
+    for (const SearchOptions& options : ways) wanted.push_back(find(search, arrays, options, 1));
+    const RangeHits in_range = find_range(search, arrays, 1);
+    CHECK(metric == Metric::l2 || !in_range.positions.empty());
     std::vector<std::thread> callers;
     for (std::size_t caller = 0; caller < 4; ++caller)
         callers.emplace_back([&, caller] {
-            for (int repeat = 0; repeat < 5; ++repeat) {
-                const Found found = find(search, arrays, 1 + caller);
-                CHECK(found.positions == wanted.positions && found.scores == wanted.scores);
+            for (std::size_t turn = 0; turn < ways.size(); ++turn) {
+                const std::size_t way = (turn + caller) % ways.size();
+                CHECK(find(search, arrays, ways[way], 1 + caller) == wanted[way]);
+                const RangeHits hits = find_range(search, arrays, 1 + caller);
+                CHECK(hits.positions == in_range.positions && hits.scores == in_range.scores);
             }
         });
     for (std::thread& caller : callers) caller.join();

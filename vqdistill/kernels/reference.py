@@ -130,8 +130,8 @@ def gemm_nt(a: F32, b: F32 | F16) -> F64:
 def decode_dense(dtype: str, rows: U8) -> F64:
     """Read stored dense rows (b, stride) uint8 of dtype f32, f16, bf16 or i8 -> (b, d) float64."""
     if dtype == "i8":
-        scales = np.ascontiguousarray(rows[:, :4]).view("<f4").astype(np.float64)
-        return np.asarray(scales * rows[:, 4:].view(np.int8))
+        scales = np.ascontiguousarray(rows[:, :4]).view("<f4")
+        return np.asarray(scales * rows[:, 4:].view(np.int8), dtype=np.float64)
     if dtype == "bf16":
         return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return rows.view({"f32": "<f4", "f16": "<f2"}[dtype]).astype(np.float64)
