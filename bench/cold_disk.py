@@ -32,12 +32,9 @@ from vqdistill.types import Metric, as_f32_rows, unit_rows
 
 RESULTS = Path(__file__).parent / "results" / "cold_disk.json"
 PAGE = 4096
-WAYS = {
-    "io_uring": ("uring", 64),
-    "sequential pread": ("pread", 1),
-    "pread pool": ("pread", 64),
-    "automatic": ("auto", 64),
-}
+WAYS = {"io_uring": "uring", "sequential pread": "pread", "pread pool": "pread", "automatic": "auto"}
+DEPTH = 128
+"""Reads under way at the same time, but for sequential pread."""
 I64 = npt.NDArray[np.int64]
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -93,9 +90,9 @@ def measure(file: ColdFile, index: vqdistill.IndexReader, queries: Any, candidat
             dtype=manifest.dense,
             d=manifest.d,
             io=io,
-            depth=depth,
+            depth=1 if name == "sequential pread" else DEPTH,
         )
-        for name, (io, depth) in WAYS.items()
+        for name, io in WAYS.items()
     }
     metric = "l2" if manifest.metric is Metric.L2 else "ip"
     figures: dict[str, Any] = {name: {"ns": [], "pages_read": [], "pages_counted": []} for name in WAYS}
