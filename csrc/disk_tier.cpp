@@ -18,6 +18,8 @@ constexpr std::uint64_t kPage = 4096;
 constexpr std::size_t kCacheLine = 64;
 // Longest read of several rows, and with it the buffer of a read.
 constexpr std::size_t kRunBytes = 16 << 10;
+// What a thread's reads under way may take together: fewer of very long rows keep a disk as busy.
+constexpr std::size_t kBufferBytes = 4 << 20;
 // Rows whose cache lines are on their way while one is scored.
 constexpr std::size_t kRowsAhead = 4;
 // One row in so many is looked up in the page cache: a look takes the time of five rows.
@@ -99,15 +101,16 @@ ReadQueue& IoScratch::queue(IoMode mode) {
     return *pooled_;
 }
 
-// Makes a place in memory for as many reads as may be under way; untouched parts of it cost nothing.
+// Makes a place in memory for each read that may be under way; untouched parts of it cost nothing.
 void IoScratch::reserve(std::size_t read_bytes) {
-    if (depth_ * read_bytes > buffer_bytes_) {
-        buffer_bytes_ = depth_ * read_bytes;
+    const std::size_t slots = std::clamp<std::size_t>(kBufferBytes / read_bytes, 1, depth_);
+    if (slots * read_bytes > buffer_bytes_) {
+        buffer_bytes_ = slots * read_bytes;
         buffer_.reset(new std::uint8_t[buffer_bytes_]);
     }
-    runs_.resize(depth_);
+    runs_.resize(slots);
     free_slots_.clear();
-    for (std::size_t slot = depth_; slot > 0; --slot) free_slots_.push_back(static_cast<std::uint32_t>(slot - 1));
+    for (std::size_t slot = slots; slot > 0; --slot) free_slots_.push_back(static_cast<std::uint32_t>(slot - 1));
 }
 
 // After a queue has failed: the system may still write into the buffer, so nobody else may ever have it.
@@ -143,7 +146,7 @@ public:
         if (error_ != 0) fail(error_, ended_ ? kEndEarly : kCannotRead);
     }
 
-    std::size_t under_way() const { return scratch_.depth_ - scratch_.free_slots_.size(); }
+    std::size_t under_way() const { return scratch_.runs_.size() - scratch_.free_slots_.size(); }
 
 private:
     std::uint64_t begin_of(std::size_t i) const { return tier_.offset_of(scratch_.wanted_[i].row); }
@@ -200,8 +203,7 @@ private:
 
     // Whether a read must go on, for the bytes that did not come.
     bool take(Read& rest, std::int64_t bytes) {
-        if (bytes == -EAGAIN)
-            bytes = read_some(rest);  // no system should say so of a file; here it cannot go on for ever
+        if (bytes == -EAGAIN) bytes = read_some(rest);  // io_uring need not wait for a disk; this does
         if (bytes == -EINTR) return error_ == 0;
         if (bytes <= 0) {
             if (error_ == 0) ended_ = bytes == 0;
@@ -260,17 +262,16 @@ void DiskTier::rerank(const Kernels& kernels, Metric metric, Span<RerankTask> ta
     Place from;
     if (mode_ == IoMode::map || (mode_ == IoMode::automatic && map_ != nullptr && looks_cached(tasks, scratch)))
         from = score_mapped(score, tasks);
-    if (from.task < tasks.size) read_and_score(score, tasks, from, scratch);
+    if (from.task == tasks.size) return;
+    scratch.until_probe_ = 0;
+    read_and_score(score, tasks, from, scratch);
 }
 
 // Looks at one row in kProbeEvery of all calls with this scratch, and at the first one after a row was not there.
 bool DiskTier::looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const {
     for (const RerankTask& task : tasks) {
         for (; scratch.until_probe_ < task.candidates.size; scratch.until_probe_ += kProbeEvery)
-            if (!has_cached(task.candidates[scratch.until_probe_])) {
-                scratch.until_probe_ = 0;
-                return false;
-            }
+            if (!has_cached(task.candidates[scratch.until_probe_])) return false;
         scratch.until_probe_ -= task.candidates.size;
     }
     return true;
@@ -308,11 +309,9 @@ DiskTier::Place DiskTier::score_mapped(DenseScore score, Span<RerankTask> tasks)
             task.counts.pages += pages.add(begin, begin + stride_);
             task.counts.bytes += static_cast<std::int64_t>(stride_);
             if (mode_ != IoMode::automatic || (i + 1) % kRowsTimed != 0) continue;
-            Scored* const next = rows.begin() + i + 1;
-            const bool paused = ns_since(start) > pause_ns;
-            if (paused && !std::all_of(next, std::min(next + kRowsTimed, rows.end()),
-                                       [&](const Scored& row) { return has_cached(row); }))
-                return {t, i + 1};
+            const Span<Scored> next{rows.begin() + i + 1, std::min(kRowsTimed, rows.size - i - 1)};
+            const auto cached = [&](const Scored& row) { return has_cached(row); };
+            if (ns_since(start) > pause_ns && !std::all_of(next.begin(), next.end(), cached)) return {t, i + 1};
             start = Clock::now();
         }
     }
@@ -329,8 +328,7 @@ void DiskTier::read_and_score(DenseScore score, Span<RerankTask> tasks, Place fr
         return a.row != b.row ? a.row < b.row : a.task < b.task;
     });
     if (wanted.empty()) return;
-    // What cannot be read at all, io_uring may wait for: a pipe, or its own ring, in the place of a file that was
-    // closed.
+    // What is no file, io_uring may wait for without end: a pipe, or its own ring, in the place of one that was closed.
     const std::int64_t first = probe(wanted.front().row);
     if (first < 0 && first != -EAGAIN && first != -EOPNOTSUPP && first != -ENOSYS && first != -EINTR)
         fail(static_cast<int>(-first), kCannotRead);

@@ -48,8 +48,8 @@ struct RerankTask {
 // What a thread keeps between calls, so that they allocate nothing: it only grows.
 class IoScratch {
 public:
-    // Reads under way at the same time: what a fast disk needs to be busy.
-    static constexpr std::size_t kDepth = 64;
+    // Reads under way at the same time, fewer of very long rows: what a fast disk needs to be busy.
+    static constexpr std::size_t kDepth = 128;
 
     // With a depth of 1, IoMode::pread reads on the caller's thread.
     explicit IoScratch(std::size_t depth = kDepth) : depth_(depth) {}

@@ -201,7 +201,7 @@ class RowReader:
         dtype: Literal["f32", "f16", "i8"],
         d: int,
         io: str,
-        depth: int = 64,
+        depth: int = 128,
     ) -> None: ...
     def rerank(self, metric: Literal["ip", "l2"], queries: _F32, positions: _I64) -> tuple[_F32, _I64]:
         """Score rows of positions (q, r) for queries (q, d).
