@@ -10,7 +10,7 @@ recall and the medians of interleaved repetitions. A faiss index takes part
 - within our bytes: all that it keeps takes at most what our index keeps; its codes may be longer than ours.
 
 Prints a line for each budget and way of calling, with the faster of the two; raw figures go to a JSON file. Building
-the indexes of faiss takes up to an hour the first time; `--work` keeps them.
+the indexes of faiss takes up to an hour the first time, `--work` keeps them; tuning takes minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +47,10 @@ TIE = 1e-6
 MODES = {"batches of 256": 256, "one at a time": 1}
 TIMED = {256: 11 * 256, 1: 256}
 """Queries of a timed pass at most, by queries of a call."""
-LISTS_VISITED = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16)
+LISTS_VISITED = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16)
 """Shares of the lists tried as nprobe, by both sides; most first."""
 REFINE = sorted({round(10 * 1.13**i) for i in range(40)})
-"""Numbers of candidates verified that faiss is tuned over, 10..1,176."""
+"""Numbers of candidates verified that both sides are tuned over, 10..1,176."""
 FINALISTS = 6
 """Settings that come out best in tuning and are timed again: ours on learn queries, those of faiss on test queries."""
 SIMD: dict[str, dict[str, str]] = {
@@ -144,32 +145,34 @@ def quick_rates(search: Search, queries: F32) -> dict[str, float]:
     """Return queries a second by mode, the best of three short passes."""
     rates = {}
     for mode, size in MODES.items():
-        calls = batches(queries[: 512 if size > 1 else 64], size)
+        calls = batches(queries[: 256 if size > 1 else 64], size)
         rates[mode] = sum(map(len, calls)) / min(seconds(search, calls) for _ in range(3))
     return rates
 
 
-def our_settings(nlist: int) -> list[dict[str, Any]]:
-    """List the keywords of `Searcher.search` to tune over."""
-    refine = (20, 25, 30, 35, 40, 50, 60, 70, 80, 100, 130, 160, 200)
-    return [{"nprobe": max(1, int(share * nlist)), "refine": r} for share in LISTS_VISITED for r in refine]
+def our_ladders(nlist: int) -> list[list[dict[str, Any]]]:
+    """List keywords of `Searcher.search` to tune over, in ladders of growing recall and work."""
+    probes = [{"nprobe": max(1, int(share * nlist))} for share in LISTS_VISITED]
+    verifications = [[{"refine": r} for r in REFINE]]
+    return [[probe | rung for rung in ladder] for probe in probes for ladder in verifications]
 
 
 def ours(index: vqdistill.Searcher, learn: Questions) -> list[Contender]:
-    """Return our operating points that reach the target on learn queries."""
+    """Return our operating points: of each ladder the first that reaches the target on learn queries."""
     resident = {kind: segment.bytes for kind, segment in index.reader.manifest.segments.items() if segment.resident}
     points = []
-    for settings in our_settings(index.reader.manifest.nlist):
-
-        def search(queries: F32, settings: dict[str, Any] = settings) -> I64:
-            return index.search(queries, K, **settings).rows
-
-        recall = learn.recall(search, 256)
-        if recall >= TARGET + MARGIN:
-            points.append(
-                Contender("vqdistill", settings, resident, search, quick_rates(search, learn.queries), recall)
-            )
+    for ladder in our_ladders(index.reader.manifest.nlist):
+        searches = [our_search(index, settings) for settings in ladder]
+        rung = bisect_left(searches, TARGET + MARGIN, key=lambda search: learn.recall(search, 256))
+        if rung < len(ladder):
+            search = searches[rung]
+            rates, recall = quick_rates(search, learn.queries), learn.recall(search, 256)
+            points.append(Contender("vqdistill", ladder[rung], resident, search, rates, recall))
     return points
+
+
+def our_search(index: vqdistill.Searcher, settings: dict[str, Any]) -> Search:
+    return lambda queries: index.search(queries, K, **settings).rows
 
 
 def theirs(rival: Rival, learn: Questions) -> list[Contender]:
@@ -293,9 +296,8 @@ def line(budget: int, outcome: dict[str, Any]) -> str:
         text += f" BELOW {TARGET}"
     if best is None:
         return f"{text}, faiss reaches {TARGET} in no way"
-    return (
-        f"{text}, faiss {described(best)}, ratio {mine['queries_per_s'] / best['queries_per_s']:.2f} (target {RATIO:g})"
-    )
+    ratio = mine["queries_per_s"] / best["queries_per_s"]
+    return f"{text}, faiss {described(best)}, ratio {ratio:.2f} (target {RATIO:g})"
 
 
 def fix_levels(simd: str) -> None:
@@ -383,9 +385,8 @@ def run(options: argparse.Namespace, indexes: dict[int, vqdistill.Searcher], wor
             own = settled(mine, learn[budget], mode, options.repetitions)
             outcome = compare(mode, own, sides, test, options.repetitions)
             print(line(budget, outcome), flush=True)
-            outcomes.append(
-                {"budget": budget, "our_points": [point.facts() for point in finalists(mine, mode)]} | outcome
-            )
+            tuned = [point.facts() for point in finalists(mine, mode)]
+            outcomes.append({"budget": budget, "our_points": tuned} | outcome)
     best_points = {id(point): point for mode in MODES for point in best_of_each(points, mode)}
     return {
         "outcomes": outcomes,

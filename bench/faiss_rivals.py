@@ -240,7 +240,7 @@ class Rival:
         return _best(self._bits, queries, self.candidates(queries, refine, **options), k)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _as_float(typing: Any, bits: Any) -> Any:
     """Convert the bits of a float16 with the instruction of the machine, which LLVM applies to whole vectors."""
 
@@ -250,7 +250,7 @@ def _as_float(typing: Any, bits: Any) -> Any:
     return types.float32(types.uint16), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _prefetch(typing: Any, array: Any, at: Any) -> Any:
     """Ask for the cache line of array.ravel()[at], for reading."""
 
@@ -266,7 +266,7 @@ def _prefetch(typing: Any, array: Any, at: Any) -> Any:
     return types.void(array, types.intp), emit
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, fastmath=True)
 def _best(rows: Any, queries: Any, candidates: Any, k: int) -> Any:
     """Return the k of each query's candidates with the largest inner product, best first.
 
