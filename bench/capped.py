@@ -170,24 +170,14 @@ def run(index: Path, queries: Path, out: Path, cap: Cap | None) -> dict[str, Any
 
 def evict(path: Path) -> None:
     """Drop a file from the page cache, and see that it is gone: what is there already is charged to nobody."""
+    from cold_disk import resident_pages  # here, because it loads h5py
+
     with path.open("rb") as file:
-        fd = file.fileno()
-        os.fsync(fd)
-        for _ in range(20):  # a page that the system has a hand on for a moment stays
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            left = sum(is_cached(fd, offset) for offset in range(0, os.fstat(fd).st_size, 4096))
-            if not left:
-                return
-            time.sleep(0.5)
-    raise SystemExit(f"{left} pages of {path.name} cannot be evicted on this file system")
-
-
-def is_cached(fd: int, offset: int) -> bool:
-    """Return whether the page cache has a byte of a file."""
-    try:
-        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
-    except BlockingIOError:
-        return False
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        left = resident_pages(file.fileno())
+    if left:
+        raise SystemExit(f"{left} pages of {path.name} cannot be evicted on this file system")
 
 
 def load_queries(dataset: str, split: str, count: int) -> F32:

@@ -39,6 +39,18 @@ I64 = npt.NDArray[np.int64]
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+def resident_pages(fd: int) -> int:
+    """Count the pages of a file in the page cache, as mincore tells."""
+    size = os.fstat(fd).st_size
+    pages = (ctypes.c_ubyte * -(-size // PAGE))()
+    # Python gives the address of a map that could be written only; nothing is written.
+    with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        if LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages):
+            raise OSError(ctypes.get_errno(), "mincore")
+    return int((np.frombuffer(pages, np.uint8) & 1).sum())
+
+
 class ColdFile:
     """A private copy of a file, with its page cache in view."""
 
@@ -51,22 +63,12 @@ class ColdFile:
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
         self.map = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
         self.map.madvise(mmap.MADV_RANDOM)
-        # Counting needs an address, which Python gives of a writable map only; nothing is written.
-        self._counted = mmap.mmap(self.fd, 0, access=mmap.ACCESS_COPY)
-        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._counted))
-        self._pages = (ctypes.c_ubyte * -(-len(self.map) // PAGE))()
-
-    def resident_pages(self) -> int:
-        """Count the pages in the page cache, as mincore tells."""
-        if LIBC.mincore(ctypes.c_void_p(self._address), ctypes.c_size_t(len(self.map)), self._pages):
-            raise OSError(ctypes.get_errno(), "mincore")
-        return int((np.frombuffer(self._pages, np.uint8) & 1).sum())
 
     def evict(self) -> None:
         """Drop the file from the page cache, and see that it is gone."""
         self.map.madvise(mmap.MADV_DONTNEED)  # mapped pages stay otherwise
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        left = self.resident_pages()
+        left = resident_pages(self.fd)
         if left:
             raise SystemExit(f"{left} pages of the dense file cannot be evicted on this file system")
 
@@ -104,7 +106,7 @@ def measure(file: ColdFile, index: vqdistill.IndexReader, queries: Any, candidat
             start = time.perf_counter_ns()
             scores, counts = readers[name].rerank(metric, queries[at : at + 1], candidates[at : at + 1])
             figures[name]["ns"].append(time.perf_counter_ns() - start)
-            figures[name]["pages_read"].append(file.resident_pages())
+            figures[name]["pages_read"].append(resident_pages(file.fd))
             figures[name]["pages_counted"].append(int(counts[0, 1]))
             answers.append(scores)
         assert all(np.array_equal(answer, answers[0]) for answer in answers)
