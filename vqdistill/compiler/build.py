@@ -139,7 +139,10 @@ def build(
             for block in src.blocks():
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
                 rows = np.arange(block.start, block.start + len(block.rows))
-                codes = model.encode(block.rows, None if model.terms is None else model.terms.take(rows))
+                terms, list_terms = (
+                    None if known is None else known.take(rows) for known in (model.terms, model.list_terms)
+                )
+                codes = model.encode(block.rows, terms, list_terms)
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index"):

@@ -13,6 +13,7 @@ from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model.additive import RowTerms, fit_metric, row_metric, train_euclidean
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import kmeans, nearest
+from vqdistill.model.lists import assign, list_means, train_anchors
 from vqdistill.types import F32Rows, Metric
 
 _OPQ_ROWS = 32_768
@@ -24,10 +25,13 @@ _PQ_ROUNDS = 12
 
 @dataclass(frozen=True)
 class Coarse:
-    """Lists of a corpus: centroids (nlist, d) float32 and the list of each training row (n,) int32."""
+    """Lists of a corpus: centroids (nlist, d) float32, the list of each training row (n,) int32, and what rows are
+    assigned by if not by the nearest centroid (see `IvfPqModel.anchors`).
+    """
 
     centroids: F32Rows
     lists: npt.NDArray[np.int32]
+    anchors: F32Rows | None = None
 
 
 @one_library_thread()
@@ -35,6 +39,18 @@ def train_coarse(x: F32Rows, nlist: int, seed: int) -> Coarse:
     """Cluster training rows (n, d) into `nlist` lists."""
     centroids = kmeans(x, nlist, seed=seed)
     return Coarse(centroids, nearest(x, centroids))
+
+
+@one_library_thread()
+def train_query_coarse(x: F32Rows, terms: RowTerms, nlist: int, seed: int) -> Coarse:
+    """Cluster training rows (n, d) into `nlist` lists, each drawn to the rows that its queries rank.
+
+    Centroids are the means of the lists, so that residuals, and scores of lists, are what they are for other lists.
+    """
+    mean = _mean(x)
+    anchors = train_anchors(x, mean, terms, nlist, seed)
+    lists = assign(x, mean, terms, anchors)
+    return Coarse(list_means(x, lists, nlist, mean), lists, anchors)
 
 
 @one_library_thread()
@@ -57,7 +73,7 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
     """
     rng = np.random.default_rng([config.seed, 1])
     rows = np.sort(rng.permutation(len(x))[:_PQ_ROWS])
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = _mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     rotation, codewords = _train_opq(y[: min(len(y), _OPQ_ROWS)], config.m, rng)
     codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
@@ -71,6 +87,7 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
         rotation=rotation,
         codewords=codewords,
         doc_codewords=codewords,
+        anchors=coarse.anchors,
     )
 
 
@@ -87,7 +104,7 @@ def train_additive_start(
     """
     rng = np.random.default_rng([config.seed, 3])
     rows = np.sort(rng.permutation(len(x))[:_ADDITIVE_ROWS])
-    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    mean = _mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     codewords = train_euclidean(y, config.m, rng)
     start = IvfPqModel(
@@ -99,6 +116,7 @@ def train_additive_start(
         rotation=np.empty((0, x.shape[1]), np.float32),
         codewords=codewords,
         doc_codewords=codewords,
+        anchors=coarse.anchors,
     )
     return serve_rows(start, x, coarse, None, config.seed)
 
@@ -119,6 +137,10 @@ def serve_rows(model: IvfPqModel, x: F32Rows, coarse: Coarse, terms: RowTerms | 
     metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
     codewords = fit_metric(y, metric, model.doc_codewords)
     return replace(model, codewords=codewords, doc_codewords=codewords)
+
+
+def _mean(x: F32Rows) -> F32Rows:
+    return np.asarray(x.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 
 def _train_opq(y: F32Rows, m: int, rng: np.random.Generator) -> tuple[F32Rows, F32Rows]:

@@ -11,6 +11,7 @@ from vqdistill.config import KSUB
 from vqdistill.errors import InvalidInput
 from vqdistill.kernels import additive, jit
 from vqdistill.kernels.threads import matmul_t, one_library_thread
+from vqdistill.model import lists as query_lists
 from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
 from vqdistill.model.kmeans import nearest
 from vqdistill.types import Codes, F32Rows, Metric
@@ -60,12 +61,18 @@ class IvfPqModel:
     """(m, ksub, dsub) that rows are encoded with"""
     terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
     """What `build` encodes the rows of the training corpus with, by row number; no part of an index."""
+    anchors: F32Rows | None = field(default=None, compare=False, repr=False)
+    """(nlist, d) that row signatures (`lists.signatures`) go to the nearest of, where queries shaped the lists; None =
+    rows go to the nearest `coarse`. No part of an index."""
+    list_terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
+    """What `build` assigns the rows of the training corpus with, by row number; no part of an index."""
 
     def __post_init__(self) -> None:
         arrays = (self.mean, self.coarse, self.router, self.rotation, self.codewords, self.doc_codewords)
         ok = tuple(array.ndim for array in arrays) == (1, 2, 2, 2, 3, 3) and self.codewords.shape[1] == KSUB
         ok = ok and self.codewords.shape == self.doc_codewords.shape and self.coarse.shape == self.router.shape
         ok = ok and self.coarse.shape[1] == self.rotation.shape[1] == self.d
+        ok = ok and (self.anchors is None or self.anchors.shape == self.coarse.shape)
         if not ok or len(self.rotation) != (0 if self.additive and self.dsub == self.d else self.m * self.dsub):
             shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
             raise InvalidInput(f"model arrays must agree in nlist, d, m and dsub with ksub {KSUB}, got {shapes}")
@@ -100,9 +107,13 @@ class IvfPqModel:
         return int(self.codewords.shape[2])
 
     @one_library_thread()
-    def assign(self, x: F32Rows) -> npt.NDArray[np.int32]:
-        """Nearest list (squared L2 to `coarse`) of each row (b, d); ties go to the lowest. Returns (b,) int32."""
-        return nearest(x, self.coarse)
+    def assign(self, x: F32Rows, list_terms: RowTerms | None = None) -> npt.NDArray[np.int32]:
+        """List of each row (b, d), ties to the lowest: nearest in squared L2, by `anchors` if there are any, else by
+        `coarse`, which takes no terms. Returns (b,) int32.
+        """
+        if self.anchors is None:
+            return nearest(x, self.coarse)
+        return query_lists.assign(x, self.mean, list_terms, self.anchors)
 
     @one_library_thread()
     def quantize(
@@ -120,13 +131,14 @@ class IvfPqModel:
                 out[part] = jit.pq_assign(matmul_t(y, self.rotation), self.doc_codewords)
         return out
 
-    def encode(self, x: F32Rows, terms: RowTerms | None = None) -> Codes:
-        """Assign each row to its nearest list and quantize it.
+    def encode(self, x: F32Rows, terms: RowTerms | None = None, list_terms: RowTerms | None = None) -> Codes:
+        """Assign each row to its list and quantize it.
 
         Parameters
         ----------
         x : (b, d) float32, C-contiguous, prepared (unit rows under cosine)
         terms : queries that rank the rows, whose errors additive codes keep small; product codes ignore them
+        list_terms : queries that rank the rows, which draw them to a list where `anchors` say so
 
         Returns
         -------
@@ -140,7 +152,7 @@ class IvfPqModel:
         """
         if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
             raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
-        lists = self.assign(x)
+        lists = self.assign(x, list_terms)
         return Codes(lists, self.quantize(x, lists, terms))
 
     def decode(self, codes: Codes) -> F32Rows:
