@@ -105,6 +105,7 @@ REFUSED = [
     (DistillConfig, {}, "steps", [0, False]),
     (DistillConfig, {}, "eval_every", [0]),
     (DistillConfig, {}, "patience", [0]),
+    *((DistillConfig, {}, f"router_{name}", [0, 1.0, None]) for name in ("steps", "batch", "eval_every")),
     (DistillConfig, {}, "held_out", [0]),
     (DistillConfig, {}, "random_docs", [-1, 0.0]),
     (DistillConfig, {}, "seed", [-1, None]),

@@ -147,7 +147,7 @@ def test_perfect_codes_have_perfect_recall() -> None:
 def test_route_scores_rank_lists_as_the_definition(task: Task) -> None:
     judge = judge_of(task)
     model, _ = model_of(judge)
-    for query, scores in zip(task.queries, route_scores(model, task.queries), strict=True):
+    for query, scores in zip(task.queries, route_scores(model.router, model.metric, task.queries), strict=True):
         assert np.array_equal(np.argsort(-scores, kind="stable"), lists_in_order(model, query))
 
 
@@ -161,7 +161,7 @@ def test_route_recall_against_a_loop(task: Task) -> None:
             if len(visited) < ROUTE_SHARE * len(codes.lists):
                 visited |= set(np.flatnonzero(codes.lists == number).tolist())
         found.append(visited)
-    got = judge.route_recall(model, codes.lists)
+    got = judge.route_recall(model.router, codes.lists)
     assert got == pytest.approx(recall_of(found, judge))
     assert 0.1 < got < 1
 

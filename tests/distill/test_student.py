@@ -1,4 +1,4 @@
-"""The student's two losses against plain definitions, their gradients, and what becomes a model."""
+"""The student's loss against a plain definition, its gradient, and what becomes a model."""
 
 from __future__ import annotations
 
@@ -116,7 +116,6 @@ def test_codes_gradient_is_that_of_the_chosen_codewords(metric: Metric, codes: s
             sides.append(expected_loss(coded_scores(moved, batch(), used), batch()))
         slope = float((grad.numpy() * direction).sum())
         assert slope == pytest.approx((sides[0] - sides[1]) / (2 * step), rel=0.02, abs=1e-3), name
-    assert student._parameters["router"].grad is None
 
 
 def test_documents_that_repeat_share_one_code() -> None:
@@ -130,42 +129,11 @@ def test_documents_that_repeat_share_one_code() -> None:
     )
 
 
-@pytest.mark.parametrize(("metric", "codes", "residual"), KINDS)
-def test_router_loss_is_that_of_the_teachers_mass_in_each_list(metric: Metric, codes: str, residual: bool) -> None:
-    model, student = make(metric, codes, residual)
-    b, lists = batch(), model.assign(normal(N, D))
-    want = 0.0
-    for i, query in enumerate(b.queries):
-        target = np.zeros(NLIST)
-        for t, mass in enumerate(softmax(b.teacher[i].astype(np.float64) / OBJECTIVE.teacher_temperature)):
-            target[lists[b.docs[i, t]]] += mass
-        score = model.router @ query
-        if metric is Metric.L2:
-            score = -((query - model.router) ** 2).sum(axis=1)
-        want -= (target * np.log(softmax(score / OBJECTIVE.temperature))).sum()
-    loss = student.router_loss(b, OBJECTIVE)
-    assert loss.item() == pytest.approx(want / 3, rel=1e-4)
-    loss.backward()
-    grads = {name: p.grad for name, p in student._parameters.items()}
-    assert grads["router"] is not None and grads["codewords"] is None and grads["rotation"] is None
-
-
-def test_router_gradient_descends() -> None:
-    _, student = make(Metric.IP, "pq", False)
-    before = student.router_loss(batch(), OBJECTIVE)
-    before.backward()
-    router = student._parameters["router"]
-    assert router.grad is not None
-    with torch.no_grad():
-        router -= 0.01 * router.grad
-    assert student.router_loss(batch(), OBJECTIVE) < before
-
-
 @pytest.mark.parametrize("codes", ["pq", "additive"])
 def test_model_shares_no_memory(codes: str) -> None:
     start, student = make(Metric.IP, codes, False)
     before = student.model()
-    for name in ("rotation", "codewords", "router"):
+    for name in ("rotation", "codewords"):
         assert np.array_equal(getattr(before, name), getattr(start, name))
     with torch.no_grad():
         for parameter in student._parameters.values():
@@ -188,8 +156,8 @@ def test_rows_are_coded_by_what_was_trained_for_product_codes_only() -> None:
 
 def test_steps_are_shares_of_the_root_mean_square() -> None:
     model, student = make(Metric.IP, "pq", False)
-    groups = student.groups({"router": 0.5, "codewords": 0.1})
-    assert groups[0]["params"][0] is student._parameters["router"]
+    groups = student.groups({"rotation": 0.5, "codewords": 0.1})
+    assert groups[0]["params"][0] is student._parameters["rotation"]
     assert groups[1]["params"][0] is student._parameters["codewords"]
-    assert groups[0]["lr"] == pytest.approx(0.5 * np.sqrt((model.router**2).mean()))
+    assert groups[0]["lr"] == pytest.approx(0.5 * np.sqrt((model.rotation**2).mean()))
     assert groups[1]["lr"] == pytest.approx(0.1 * np.sqrt((model.codewords**2).mean()))

@@ -11,7 +11,7 @@ from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.scan import make_engine
-from vqdistill.types import Codes, F32Rows
+from vqdistill.types import Codes, F32Rows, Metric
 
 TOP = 10
 """Teacher documents a query that must be found."""
@@ -73,12 +73,17 @@ class HeldOut:
         found = self.candidates(model, codes, model.nlist)
         return 0.5 * (self.recall(found) + self.recall(found[:, :TOP]))
 
-    def route_recall(self, model: IvfPqModel, lists: npt.NDArray[np.int32]) -> float:
-        """Share of the teacher's first TOP documents in the lists visited until ROUTE_SHARE of the corpus is
-        scanned.
+    def route_recall(self, router: F32Rows, lists: npt.NDArray[np.int32]) -> float:
+        """Share of the teacher's first TOP documents in the lists visited until ROUTE_SHARE of the corpus is scanned.
+
+        Parameters
+        ----------
+        router : (nlist, d)
+        lists : (n,) list of each row of the corpus
         """
-        sizes = np.bincount(lists, minlength=model.nlist)
-        order = np.argsort(-route_scores(model, self.lists.queries), axis=1, kind="stable")
+        sizes = np.bincount(lists, minlength=len(router))
+        scores = route_scores(router, self.corpus.metric, self.lists.queries)
+        order = np.argsort(-scores, axis=1, kind="stable")
         scanned_before = np.cumsum(sizes[order], axis=1) - sizes[order]
         visited = np.zeros(order.shape, bool)
         np.put_along_axis(visited, order, scanned_before < ROUTE_SHARE * len(lists), axis=1)
@@ -98,12 +103,12 @@ class HeldOut:
         return ladder[low]
 
 
-def route_scores(model: IvfPqModel, queries: F32Rows) -> F32Rows:
+def route_scores(router: F32Rows, metric: Metric, queries: F32Rows) -> F32Rows:
     """Score (q, nlist) of each list for each query, as the engine ranks lists."""
-    dot = queries @ model.router.T
-    if model.metric.value != "l2":
+    dot = queries @ router.T
+    if metric is not Metric.L2:
         return dot
-    return np.asarray(2 * dot - (model.router**2).sum(axis=1), dtype=np.float32)
+    return np.asarray(2 * dot - (router**2).sum(axis=1), dtype=np.float32)
 
 
 def _unpadded(docs: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:

@@ -1,4 +1,4 @@
-"""The query side of a model as torch parameters, with its two losses."""
+"""The codes of a model as torch parameters, with their loss."""
 
 from __future__ import annotations
 
@@ -44,15 +44,14 @@ class Objective:
 
 
 class Student:
-    """Trains rotation, codewords and router of a model; lists of documents stay as they are."""
+    """Trains rotation and codewords of a model; lists of documents stay as they are."""
 
     def __init__(self, model: IvfPqModel, corpus: Corpus, lists: npt.NDArray[np.int32]) -> None:
         self._start = model
         self._corpus = corpus
         self._lists = lists
         self._parameters = {
-            name: torch.from_numpy(getattr(model, name).copy()).requires_grad_()
-            for name in ("rotation", "codewords", "router")
+            name: torch.from_numpy(getattr(model, name).copy()).requires_grad_() for name in ("rotation", "codewords")
         }
         self._mean, self._coarse = torch.from_numpy(model.mean), torch.from_numpy(model.coarse)
 
@@ -63,9 +62,9 @@ class Student:
 
     def model(self) -> IvfPqModel:
         """The model as trained so far, sharing no memory with the student."""
-        rotation, words, router = (p.detach().numpy().copy() for p in self._parameters.values())
+        rotation, words = (p.detach().numpy().copy() for p in self._parameters.values())
         doc_codewords = self._start.doc_codewords if self._start.additive else words
-        return replace(self._start, rotation=rotation, codewords=words, router=router, doc_codewords=doc_codewords)
+        return replace(self._start, rotation=rotation, codewords=words, doc_codewords=doc_codewords)
 
     def groups(self, rates: dict[str, float]) -> Sequence[dict[str, Any]]:
         """Parameter groups for an optimiser, each with a learning rate of `rate` x its root mean square."""
@@ -94,21 +93,6 @@ class Student:
         # Constants of a query (the mean's product, the query's norm) fall out of the softmax.
         logits = (scores / objective.temperature).masked_fill(torch.from_numpy(~batch.real), -torch.inf)
         return objective.loss(_teacher_distribution(batch, objective), logits)
-
-    def router_loss(self, batch: Batch, objective: Objective) -> Tensor:
-        """Loss of lists alone: the teacher's mass over *all* lists, not only the sampled ones.
-
-        The target of a list is the probability that the teacher gives to its documents: a soft multi-label target
-        (Vecchiato et al.: A learning-to-rank formulation of clustering-based ANN search, SIGIR 2024).
-        """
-        queries = torch.from_numpy(batch.queries)
-        target = torch.zeros(len(batch.queries), self._start.nlist)
-        target.scatter_add_(1, self._lists_of(batch), _teacher_distribution(batch, objective))
-        router = self._parameters["router"]
-        scores = queries @ router.T
-        if self._start.metric is Metric.L2:
-            scores = 2 * scores - router.square().sum(dim=1)
-        return objective.loss(target, scores / objective.temperature)
 
     def _lists_of(self, batch: Batch) -> Tensor:
         return torch.from_numpy(self._lists[batch.docs].astype(np.int64))

@@ -17,6 +17,7 @@ from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.losses import LOSSES, calibrate_temperature
+from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
 from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
@@ -80,7 +81,8 @@ class Distiller:
     ----------
     report : dict
         After `fit`: what each stage brought on the held-out queries, JSON-ready. `report["nprobe"]` is the calibrated
-        number of lists to visit; it is absent without held-out queries.
+        number of lists to visit; it is absent without held-out queries. `report["routing"]`, after distillation, is the
+        rule that chooses lists for each query: `temperature` and `ladder` of `routing.calibrate_lift`.
     """
 
     model: IvfPqConfig
@@ -129,16 +131,21 @@ class Distiller:
         train, held = self._split(local, rng)
         depth = self.config.depth
         lists = [TeacherLists.from_relevance(queries[part], local.select(part), depth) for part in (train, held)]
-        coarse = self._coarse(corpus)
         judge = HeldOut(corpus, lists[1], self.threads)
-        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher)
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
-        model, codes = self._start(lesson)
+        terms = None
         if self.config.enabled and judge.usable:
+            terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
+        coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
+        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher)
+        model, codes = self._start(lesson)
+        if terms is not None:
+            if model.anchors is not None:
+                model = replace(model, list_terms=terms)
             if model.additive:
-                terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
                 model, codes = self._serve_queries(model, codes, terms, rows, lesson)
             model, codes = self._distil(model, codes, lesson, rng)
+            model = self._route(model, lesson, rng)
         elif self.config.enabled:
             self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
         if judge.usable:
@@ -162,10 +169,18 @@ class Distiller:
             stage.advance(len(rows))
         return Corpus(x, src.metric)
 
-    def _coarse(self, corpus: Corpus) -> Coarse:
+    def _coarse(self, corpus: Corpus, terms: RowTerms | None, judge: HeldOut) -> Coarse:
+        """Cluster the rows; with queries, also by the queries, and let the held-out ones choose."""
+        nlist, seed = self.model.nlist, self.model.seed
         with self.progress.stage("coarse k-means", len(corpus.x)) as stage:
-            coarse = train_coarse(corpus.x, self.model.nlist, self.model.seed)
+            plain = train_coarse(corpus.x, nlist, seed)
             stage.advance(len(corpus.x))
+        if terms is None:
+            return plain
+        with self.progress.stage("lists for the queries", len(corpus.x)) as stage:
+            coarse, before, after = choose_lists(plain, terms, judge, seed)
+            stage.advance(len(corpus.x))
+        self._note("lists", before, after)
         return coarse
 
     def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
@@ -201,9 +216,8 @@ class Distiller:
         sampler = TopKSampler(lesson.corpus, lesson.train, self.config.random_docs, lesson.dense)
         objective = self._objective(lesson, sampler)
         self.report["temperature"] = objective.temperature
-        for make_stage in (self._codes_stage, self._router_stage):
-            student = Student(model, lesson.corpus, lesson.coarse.lists)
-            model = self._run(make_stage(student, codes, lesson), student, sampler, objective, rng)
+        student = Student(model, lesson.corpus, lesson.coarse.lists)
+        model = self._run(self._codes_stage(student, codes, lesson), student, sampler, objective, rng)
         return model, codes if model.additive else lesson.encode(model)
 
     def _objective(self, lesson: _Lesson, sampler: TopKSampler) -> Objective:
@@ -248,13 +262,14 @@ class Distiller:
             lambda model: lesson.judge.code_recall(model, codes),
         )
 
-    def _router_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
-        return _Stage(
-            "router",
-            {"router": self.config.router_rate},
-            student.router_loss,
-            lambda model: lesson.judge.route_recall(model, codes.lists),
-        )
+    def _route(self, model: IvfPqModel, lesson: _Lesson, rng: np.random.Generator) -> IvfPqModel:
+        """Teach the router where the documents of queries are."""
+        with self.progress.stage("distil router"):
+            learned = learn_router(model.router, lesson.train, lesson.coarse.lists, lesson.judge, self.config, rng)
+            ladder = calibrate_lift(learned.router, learned.temperature, lesson.coarse.lists, lesson.judge)
+        self._note("router", learned.before, learned.after)
+        self.report["routing"] = {"temperature": learned.temperature, "ladder": ladder}
+        return replace(model, router=learned.router)
 
     def _run(
         self, stage: _Stage, student: Student, sampler: Sampler, objective: Objective, rng: np.random.Generator
