@@ -221,6 +221,14 @@ def test_ladder_of_few_and_short_lists(tasks: dict[Metric, Task]) -> None:
     assert ladder[-1]["lift"] == ladder[-2]["lift"] > 0
 
 
+def test_thresholds_stay_above_zero(tasks: dict[Metric, Task]) -> None:
+    """Where a document lies in a list that the router thinks impossible."""
+    _, judge = split(tasks[Metric.IP])
+    coarse = train_coarse(judge.corpus.x, NLIST, 0)
+    ladder = calibrate_lift(coarse.centroids, 1e-6, coarse.lists, judge)
+    assert ladder[-1]["lift"] == pytest.approx(1e-30)
+
+
 @pytest.mark.parametrize("metric", list(Metric))
 def test_held_out_queries_choose_the_lists(tasks: dict[Metric, Task], metric: Metric) -> None:
     task = tasks[metric]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +11,43 @@ from vqdistill.distill.held_out import CANDIDATES, HeldOut
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes
 
+ROUTE_LOSS = 0.005
+"""Recall that the calibrated nprobe may give up against visiting every list."""
+COVERAGE = 0.995
+"""Default share of the true neighbours that the visited lists hold: as much as a fixed nprobe may give up."""
+CONFIDENCE = 0.99
+"""Default share of the results expected among the candidates read. On pypi200k at 24 bytes it costs 0.002 of the
+recall of reading all of 100, and 0.98 costs 0.006."""
 CUT_LOSS = 0.0005
 """Recall that dropping blocks early may cost against scanning every code whole."""
 _DEVIATIONS = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 """Tried in this order: more drops fewer blocks."""
+
+
+def calibrate_search(judge: HeldOut, model: IvfPqModel, codes: Codes, routing: dict[str, Any] | None) -> dict[str, Any]:
+    """Find the defaults of a search on the held-out queries.
+
+    Parameters
+    ----------
+    codes : of the training rows
+    routing : `temperature` and `ladder` of a learned router; None = lists are chosen by number
+
+    Returns
+    -------
+    dict
+        Fields of `index.policy.SearchPolicy`, JSON-ready.
+    """
+    error = code_error(judge, model, codes)
+    policy = {
+        "nprobe": judge.calibrate_nprobe(model, codes, ROUTE_LOSS),
+        "deviations": calibrate_cuts(judge, model, codes),
+        "error": error or None,
+        "confidence": CONFIDENCE if error else None,
+    }
+    if routing is None:
+        return policy
+    rungs = tuple((rung["coverage"], rung["lift"]) for rung in routing["ladder"])
+    return policy | {"coverage": COVERAGE, "rungs": rungs, "temperature": routing["temperature"]}
 
 
 def widest_codebooks_first(model: IvfPqModel, codes: Codes) -> tuple[IvfPqModel, Codes]:

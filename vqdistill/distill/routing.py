@@ -19,6 +19,8 @@ from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import Coarse, train_query_coarse
 from vqdistill.types import F32Rows, Metric
 
+F64 = npt.NDArray[np.float64]
+
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 """Shares of the teacher's first TOP documents that the stopping rule is calibrated for."""
 DEPTH = 50
@@ -28,6 +30,8 @@ _RANK_SCALE = 10
 RIDGE = 0.01
 """Weight, over all training queries together, of the squared distance from the start in units of its mean square. It
 decides where queries are few, and is not felt where they are many: 0.03 already costs at 15,000."""
+_LEAST_LIFT = 1e-30
+"""Thresholds stay above 0, so that one can be chosen between two of them geometrically."""
 _SCALE_QUERIES = 1024
 _QUERIES_AT_ONCE = 256
 
@@ -110,8 +114,8 @@ def train_router(
 ) -> Iterator[F32Rows]:
     """Yield the router (nlist, d) after every `config.router_eval_every` steps of Adam from `start`."""
     centroids, router = torch.from_numpy(start), torch.from_numpy(start.copy()).requires_grad_()
-    mean_square = float(centroids.square().mean())
-    ridge = RIDGE / (len(targets.queries) * max(mean_square, np.finfo(np.float32).tiny))
+    mean_square = max(float(centroids.square().mean()), float(np.finfo(np.float32).tiny))
+    ridge = RIDGE / (len(targets.queries) * mean_square)
     optimiser = torch.optim.Adam([router], config.router_rate * math.sqrt(mean_square), betas=(0.9, 0.99))
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.router_steps)
     batches = _batches(len(targets.queries), config.router_batch, rng)
@@ -157,8 +161,8 @@ def learn_router(
     """
     metric = judge.corpus.metric
     temperature = temperature_of(start, metric, train.queries)
-    best = LearnedRouter(start, temperature, *[judge.route_recall(start, row_lists)] * 2)
-    misses = 0
+    before = judge.route_recall(start, row_lists)
+    best, misses = LearnedRouter(start, temperature, before, before), 0
     targets = RouteTargets.from_teacher(train, row_lists)
     for router in train_router(start, targets, metric, temperature, config, rng):
         value = judge.route_recall(router, row_lists)
@@ -170,7 +174,7 @@ def learn_router(
     return best
 
 
-def lifts(scores: F32Rows, temperature: float, shares: npt.NDArray[np.float64]) -> F32Rows:
+def lifts(scores: F32Rows, temperature: float, shares: F64) -> F64:
     """How much more likely each list is to hold a wanted document than as many random rows.
 
     Parameters
@@ -181,7 +185,7 @@ def lifts(scores: F32Rows, temperature: float, shares: npt.NDArray[np.float64]) 
 
     Returns
     -------
-    (q, nlist) float32
+    (q, nlist) float64
         softmax(scores / temperature) / shares; 0 for empty lists.
 
     Notes
@@ -189,14 +193,14 @@ def lifts(scores: F32Rows, temperature: float, shares: npt.NDArray[np.float64]) 
     Visiting the lists whose lift reaches a threshold, the same for all queries, scans fewest rows for a coverage on
     average if the softmax is right: each list visited finds more per row than each one left out, of any query.
     """
-    p = np.exp((scores - scores.max(axis=1, keepdims=True)) / np.float32(temperature))
+    p = np.exp((scores - scores.max(axis=1, keepdims=True)).astype(np.float64) / temperature)
     p /= p.sum(axis=1, keepdims=True)
-    return np.asarray(p * np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0), dtype=np.float32)
+    return np.asarray(p * np.divide(1, shares, out=np.zeros_like(shares), where=shares > 0))
 
 
-def visited(lifts: F32Rows, lift: float) -> npt.NDArray[np.bool_]:
+def visited(lifts: F64, lift: float) -> npt.NDArray[np.bool_]:
     """Lists (q, nlist) that a query visits: those that reach `lift`, and always the best one."""
-    return np.asarray(lifts >= np.minimum(np.float32(lift), lifts.max(axis=1, keepdims=True)))
+    return np.asarray(lifts >= np.minimum(lift, lifts.max(axis=1, keepdims=True)))
 
 
 def calibrate_lift(
@@ -212,13 +216,13 @@ def calibrate_lift(
     Returns
     -------
     list of dict
-        `coverage`, rising; `lift`, falling; and means over the held-out queries: share of the rows `scanned`, `lists`
-        visited.
+        `coverage`, rising; `lift`, falling, above 0; and means over the held-out queries: share of the rows `scanned`,
+        `lists` visited.
     """
     shares = np.bincount(row_lists, minlength=len(router)) / len(row_lists)
     queries, wanted = judge.lists.queries, judge.lists.docs[:, :TOP]
 
-    def blocks() -> Iterator[tuple[slice, F32Rows]]:
+    def blocks() -> Iterator[tuple[slice, F64]]:
         for at in range(0, len(queries), _QUERIES_AT_ONCE):
             part = slice(at, at + _QUERIES_AT_ONCE)
             yield part, lifts(route_scores(router, judge.corpus.metric, queries[part]), temperature, shares)
@@ -228,7 +232,7 @@ def calibrate_lift(
         for part, block in blocks()
     ]
     falling = np.sort(np.concatenate(reached))[::-1]
-    needed = [float(falling[math.ceil(coverage * len(falling)) - 1]) for coverage in COVERAGES]
+    needed = [max(_LEAST_LIFT, float(falling[math.ceil(coverage * len(falling)) - 1])) for coverage in COVERAGES]
     scanned, lists = np.zeros(len(needed)), np.zeros(len(needed))
     for _, block in blocks():
         for i, lift in enumerate(needed):
@@ -240,6 +244,7 @@ def calibrate_lift(
 
 
 def _batches(n: int, size: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield `size` of n numbers (all, if there are fewer) for ever; none comes twice within an order of all."""
     while True:
         order = rng.permutation(n)
         for at in range(0, max(1, n - size + 1), size):

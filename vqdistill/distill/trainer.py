@@ -15,6 +15,7 @@ from torch import Tensor
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
+from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.losses import LOSSES, calibrate_temperature
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
@@ -31,8 +32,6 @@ from vqdistill.types import Codes, Metric, as_f32_rows
 
 _log = logging.getLogger(__name__)
 
-ROUTE_LOSS = 0.005
-"""Recall that the calibrated nprobe may give up against visiting every list."""
 _FEWEST_QUERIES = 20
 """Below this nothing is trained on queries: there would be no held-out ones to guard with."""
 
@@ -80,9 +79,12 @@ class Distiller:
     Attributes
     ----------
     report : dict
-        After `fit`: what each stage brought on the held-out queries, JSON-ready. `report["nprobe"]` is the calibrated
-        number of lists to visit; it is absent without held-out queries. `report["routing"]`, after distillation, is the
-        rule that chooses lists for each query: `temperature` and `ladder` of `routing.calibrate_lift`.
+        After `fit`: what each stage brought on the held-out queries, JSON-ready. `report["routing"]`, after
+        distillation, is the rule that chooses lists for each query: `temperature` and `ladder` of
+        `routing.calibrate_lift`.
+    calibrated : dict
+        After `fit`: how the model is best searched, by the fields of `index.policy.SearchPolicy`; empty without
+        held-out queries.
     """
 
     model: IvfPqConfig
@@ -90,6 +92,7 @@ class Distiller:
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
     report: dict[str, Any] = field(default_factory=dict, init=False)
+    calibrated: dict[str, Any] = field(default_factory=dict, init=False)
 
     @one_library_thread()
     def fit(
@@ -148,10 +151,12 @@ class Distiller:
             model = self._route(model, lesson, rng)
         elif self.config.enabled:
             self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
+        model, codes = widest_codebooks_first(model, codes)
+        self.calibrated = {}
         if judge.usable:
-            with self.progress.stage("calibrate nprobe"):
+            with self.progress.stage("calibrate the search"):
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
-                self.report["nprobe"] = judge.calibrate_nprobe(model, codes, ROUTE_LOSS)
+                self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
         return model
 
     def _split(
