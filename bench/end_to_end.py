@@ -34,10 +34,10 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from faiss_rivals import F32, I64, SCANS, K, OverTime, Rival, load_or_build, recipes, verification_ways
+from unseen import unseen_learn_queries
 
 import vqdistill
-from vqdistill.compiler.supervision import MAX_QUERIES
-from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.data.sources import open_source
 from vqdistill.kernels import cpu_level
 
 TARGET, MARGIN, RATIO = 0.95, 0.003, 3.0
@@ -48,7 +48,10 @@ MODES = {"batches of 256": 256, "one at a time": 1}
 TIMED = {256: 11 * 256, 1: 256}
 """Queries of a timed pass at most, by queries of a call."""
 LISTS_VISITED = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16)
-"""Shares of the lists tried as nprobe, by both sides; most first."""
+"""Shares of the lists tried as nprobe of faiss; most first."""
+COVERAGES = (0.995, 0.99, 0.985, 0.98, 0.975, 0.97, 0.96)
+CONFIDENCES = (0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999)
+"""What we are tuned over."""
 REFINE = sorted({round(10 * 1.13**i) for i in range(40)})
 """Numbers of candidates verified that both sides are tuned over, 10..1,176."""
 FINALISTS = 6
@@ -150,10 +153,11 @@ def quick_rates(search: Search, queries: F32) -> dict[str, float]:
     return rates
 
 
-def our_ladders(nlist: int) -> list[list[dict[str, Any]]]:
+def our_ladders() -> list[list[dict[str, Any]]]:
     """List keywords of `Searcher.search` to tune over, in ladders of growing recall and work."""
-    probes = [{"nprobe": max(1, int(share * nlist))} for share in LISTS_VISITED]
+    probes = [{"coverage": share} for share in COVERAGES]
     verifications = [[{"refine": r} for r in REFINE]]
+    verifications += [[{"refine": 200, "confidence": share} for share in CONFIDENCES]]
     return [[probe | rung for rung in ladder] for probe in probes for ladder in verifications]
 
 
@@ -161,7 +165,7 @@ def ours(index: vqdistill.Searcher, learn: Questions) -> list[Contender]:
     """Return our operating points: of each ladder the first that reaches the target on learn queries."""
     resident = {kind: segment.bytes for kind, segment in index.reader.manifest.segments.items() if segment.resident}
     points = []
-    for ladder in our_ladders(index.reader.manifest.nlist):
+    for ladder in our_ladders():
         searches = [our_search(index, settings) for settings in ladder]
         rung = bisect_left(searches, TARGET + MARGIN, key=lambda search: learn.recall(search, 256))
         if rung < len(ladder):
@@ -195,21 +199,6 @@ def theirs(rival: Rival, learn: Questions) -> list[Contender]:
             reached = float(recall[refine - 1])
             points.append(Contender(rival.recipe.name, settings, rival.bytes, search, rates, reached))
     return points
-
-
-def unseen_learn_queries(learn: EmbeddingSource, manifest: Any) -> I64:
-    """Return the learn queries that compile did not train on: those beyond its most, and those it held out.
-
-    On the queries it was trained on an index finds 3 % more, and settings tuned there miss the target elsewhere. The
-    draws repeat those of `compiler.supervision` and `distill.trainer`.
-    """
-    seed, report = manifest.plan["model"]["seed"], manifest.report
-    order = np.random.default_rng([seed, 2]).permutation(learn.n)
-    drawn = np.sort(order[:MAX_QUERIES])
-    if report["train_queries"] + report["held_out_queries"] != len(drawn):
-        raise SystemExit(f"the index must be compiled from all learn queries of the dataset, got {report}")
-    split = np.random.default_rng([seed, 0]).permutation(len(drawn))
-    return np.sort(np.concatenate([order[MAX_QUERIES:], drawn[split[: report["held_out_queries"]]]]))
 
 
 def comparisons(rivals: list[Contender], budget_bytes: int, our_bytes: int) -> dict[str, list[Contender]]:

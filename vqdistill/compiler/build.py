@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def compile(
         )
         distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
         model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
-        search = replace(default_policy(model, dense), **distiller.calibrated)
+        search = search_policy(model, dense, distiller.calibrated)
         report = _report(distiller.report, lesson)
         build(plan, model, src, out, search=search, report=report, progress=progress)
     seconds = time.perf_counter() - begin
@@ -109,7 +110,7 @@ def build(
     src: EmbeddingSource,
     path: str | Path,
     *,
-    search: SearchPolicy | None = None,
+    search: SearchPolicy | Mapping[str, Any] | None = None,
     report: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -119,7 +120,8 @@ def build(
     ----------
     plan, model : as `plan(...)` and `Distiller.fit` gave them
     path : directory to make; must not exist
-    search : defaults stored in the index; None = a quarter of the lists, 100 candidates verified
+    search : defaults stored in the index, whole or as `Distiller.calibrated` has them; what is not calibrated: a
+        quarter of the lists, 100 candidates verified
     report : JSON object stored in the manifest
 
     Raises
@@ -131,7 +133,8 @@ def build(
     """
     progress = progress or Progress()
     _require_match(plan, model, src)
-    search = search or default_policy(model, plan.dense)
+    if not isinstance(search, SearchPolicy):
+        search = search_policy(model, plan.dense, search or {})
     index_id = _index_id(plan, model, src)
     tables = plan.model.tables
     with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id, tables=tables) as writer:
@@ -149,10 +152,10 @@ def build(
             writer.publish(plan.to_json(), search, report or {})
 
 
-def default_policy(model: IvfPqModel, dense: str) -> SearchPolicy:
-    """Defaults of a search where nothing was calibrated."""
+def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) -> SearchPolicy:
+    """Return the defaults of a search: what was calibrated, and for the rest what suits most."""
     nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
-    return SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE)
+    return replace(SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE), **calibrated)
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
