@@ -65,11 +65,18 @@ struct PairCodes {
     __m256i first, second;
 };
 
-// Adds pairs first..last of a block to the sums of one query.
+// As in the AVX2 level.
+inline void prefetch_ahead(const std::uint8_t* bytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(bytes) + kPrefetchBytes), _MM_HINT_T0);
+}
+
+// Adds pairs first..last of a block to the sums of one query; with `Ahead`, fetches codes a line at a time meanwhile.
+template <bool Ahead = false>
 inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
                       BlockSums& sums) {
     std::size_t p = first;
     for (; p + 2 <= last; p += 2) {
+        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
         const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub);
         const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables + 2 * (p + 1) * kSub);
         sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
@@ -81,8 +88,9 @@ inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t 
 // Adds pairs 0..last of a block to the sums of NQ queries.
 template <std::size_t NQ>
 inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const ScanQuery* queries, BlockSums* sums) {
-    if constexpr (NQ == 1) return add_pairs(block, 0, last, queries[0].tables, sums[0]);
+    if constexpr (NQ == 1) return add_pairs<true>(block, 0, last, queries[0].tables, sums[0]);
     for (std::size_t p = 0; p < last; ++p) {
+        if (p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
         const PairCodes codes(block + p * kBlockRows);
         for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(queries[i].tables + 2 * p * kSub));
     }
@@ -130,8 +138,6 @@ template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
     const std::size_t shared = codes.ncuts > 0 ? codes.pairs[0] : codes.m / 2;
-    // The same part of a later block, which may lie behind the codes: an integer, as in the AVX2 level.
-    const std::uintptr_t ahead = (kPrefetchBytes + block_bytes - 1) / block_bytes * block_bytes;
     std::size_t b = 0;
     for (; b < codes.nblocks; ++b) {
         bool full = false;
@@ -140,9 +146,6 @@ std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
         if (allowed == 0) continue;
         const std::uint8_t* block = codes.packed + b * block_bytes;
-        for (std::size_t at = 0; at < shared * kBlockRows; at += 64)
-            _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(block) + ahead + at),
-                         _MM_HINT_T0);
         BlockSums sums[NQ];
         add_first_pairs<NQ>(block, shared, queries, sums);
         for (std::size_t i = 0; i < NQ; ++i)

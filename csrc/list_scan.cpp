@@ -75,11 +75,11 @@ ListScan::Rows ListScan::rows_of(std::size_t list, bool flat) const {
 void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, CallLimits& limits,
                    Scratch& scratch) const {
     std::vector<Visit>& visits = scratch.visits;
-    for (;;) {
+    const auto open = [](const QueryScan& query) { return query.next < query.lists.size; };
+    while (std::any_of(queries.begin(), queries.end(), open)) {
         visits.clear();
         for (std::size_t i = 0; i < queries.size; ++i)
             begin_epoch(queries[i], static_cast<std::uint32_t>(i), flat, visits);
-        if (visits.empty()) return;
         if (queries.size > 1)
             std::sort(visits.begin(), visits.end(), [](const Visit& a, const Visit& b) {
                 return a.list != b.list ? a.list < b.list : a.query < b.query;
@@ -111,8 +111,9 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, st
     for (; query.next < query.lists.size && query.rows < until; ++query.next) {
         const auto list = static_cast<std::size_t>(query.lists[query.next].id);
         const Rows rows = rows_of(list, flat);
-        query.rows += static_cast<std::int64_t>(rows.end - rows.begin);
-        if (rows.begin < rows.end)
+        const auto count = static_cast<std::int64_t>(rows.end - rows.begin);
+        query.rows += count;
+        if (count > 0)
             visits.push_back({static_cast<std::uint32_t>(list), number, static_cast<std::uint32_t>(query.next)});
     }
 }
@@ -125,8 +126,7 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
     Part parts[kScanQueries];
     for (std::size_t i = 0; i < nq; ++i) {
         QueryScan& query = queries[visits[i].query];
-        const float base = static_cast<float>(query.tables.scale.bias +
-                                              (query.tables.constant + query.lists[visits[i].tag].score));
+        const float base = query.base(visits[i].tag);
         const Scored promise{query.cut_score, 0, std::numeric_limits<std::int64_t>::max()};
         parts[i] = {&query, base, visits[i].tag, lowest_sum(base, query.tables.scale.step, 0, promise)};
     }

@@ -18,15 +18,19 @@ struct QueryScan {
     TopR found;          // reset by the caller: the best R, or all above a score
     std::int64_t rows = 0;  // in the lists visited so far
 
-    std::size_t next = 0;   // list to visit next
+    std::size_t next = 0;    // list to visit next
     float cut_score = 0.0f;  // what a row's code must promise in this epoch
+
+    float base(std::size_t list) const {
+        return static_cast<float>(tables.scale.bias + (tables.constant + lists[list].score));
+    }
 };
 
 // Rows that lists hold together while codes are scanned as one list; see ListScan::flat_lists.
 constexpr std::size_t kFlatRows = 4096;
 
-// Every query visits its lists in epochs, each three times as long as all before. The cuts of an epoch come from the
-// best R of the epochs before, so that what is found depends neither on the other queries of the block nor on the order
+// Every query visits its lists in epochs, each twice as long as all before. The cuts of an epoch come from the best R of
+// the epochs before, so that what is found depends neither on the other queries of the block nor on the order
 // in which the lists of an epoch are scanned.
 class ListScan {
 public:

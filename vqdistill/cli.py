@@ -66,9 +66,26 @@ def search_options(command: Command) -> Command:
             "--nprobe",
             callback=_probes,
             metavar="N|all",
-            help="Lists visited per query. Default: calibrated by compile.",
+            help="Lists visited per query; with --coverage, at most.",
         ),
-        click.option("--refine", type=click.IntRange(min=0), metavar="R", help="Candidates verified; 0 = codes only."),
+        click.option(
+            "--coverage",
+            type=float,
+            metavar="SHARE",
+            help="Share of the true neighbours that the visited lists should hold. Default: calibrated by compile.",
+        ),
+        click.option(
+            "--refine",
+            type=click.IntRange(min=0),
+            metavar="R",
+            help="Candidates verified; with --confidence, at most. 0 = codes only.",
+        ),
+        click.option(
+            "--confidence",
+            type=float,
+            metavar="SHARE",
+            help="Share of the results expected among the candidates read. Default: calibrated by compile.",
+        ),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True),
         json_option,
     )
@@ -136,17 +153,29 @@ def plan_command(
 @click.option(
     "-o", "--out", metavar="OUT", help="OUT.npz, OUT.trec or OUT.jsonl. Default: a TREC run on standard output."
 )
+@click.option(
+    "--io", default="auto", metavar="auto|map|pread|uring", help="How dense rows are read.", show_default=True
+)
+@click.option("--timeout", "timeout_s", type=float, metavar="SECONDS", help="Give up after so long. Default: never.")
 @search_options
 def search_command(
-    index: str, queries: str, out: str | None, k: int, nprobe: Any, refine: int | None, threads: int, as_json: bool
+    index: str,
+    queries: str,
+    out: str | None,
+    io: str,
+    timeout_s: float | None,
+    k: int,
+    nprobe: Any,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Find the k best rows of INDEX for each row of QUERIES."""
     writer = _writer(out)
-    searcher = vqd.open(index)
+    searcher = vqd.open(index, io=io)
     rows = np.concatenate([block.rows for block in vqd.open_source(queries, metric="ip").blocks()])
     probes = searcher.reader.manifest.nlist if nprobe == "all" else nprobe
     start = time.perf_counter()
-    hits = searcher.search(rows, k, nprobe=probes, refine=refine, threads=threads)
+    hits = searcher.search(rows, k, nprobe=probes, timeout_s=timeout_s, **options)
     seconds = time.perf_counter() - start
     summary = {
         "queries": len(rows),
@@ -168,15 +197,13 @@ def search_command(
 @click.argument("index", metavar="INDEX")
 @click.argument("dataset", metavar="DATASET.h5")
 @search_options
-def eval_command(
-    index: str, dataset: str, k: int, nprobe: Any, refine: int | None, threads: int, as_json: bool
-) -> None:
+def eval_command(index: str, dataset: str, k: int, nprobe: Any, as_json: bool, **options: Any) -> None:
     """Measure INDEX on the test queries, exact neighbours and labels of DATASET."""
     from vqdistill.evaluate.run import evaluate
 
     with vqd.open_index(index) as reader:
         probes = reader.manifest.nlist if nprobe == "all" else nprobe
-    _show(evaluate(index, dataset, k=k, nprobe=probes, refine=refine, threads=threads), as_json)
+    _show(evaluate(index, dataset, k=k, nprobe=probes, **options), as_json)
 
 
 @cli.command("inspect")

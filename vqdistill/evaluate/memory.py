@@ -1,4 +1,4 @@
-"""Memory of an index in a process of its own: `python -m vqdistill.evaluate.memory INDEX QUERIES.npy NPROBE`."""
+"""Memory of an index in a process of its own: `python -m vqdistill.evaluate.memory INDEX QUERIES.npy OPTIONS`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,14 +18,14 @@ from vqdistill.types import F32Rows
 _QUERIES = 1000
 
 
-def rss_delta_bytes(index: str | Path, queries: F32Rows, nprobe: int | None = None) -> int:
+def rss_delta_bytes(index: str | Path, queries: F32Rows, options: dict[str, Any] | None = None) -> int:
     """Growth of the resident set of a fresh process that opens the index and answers 1,000 queries by code only.
 
     Parameters
     ----------
     index : directory of the index
     queries : (q, d) float32, repeated up to 1,000
-    nprobe : lists visited; None = the default of the index
+    options : of the search, JSON-ready; None = the defaults of the index
 
     Returns
     -------
@@ -39,7 +40,7 @@ def rss_delta_bytes(index: str | Path, queries: F32Rows, nprobe: int | None = No
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "queries.npy")
         np.save(path, np.resize(queries, (_QUERIES, queries.shape[1])))
-        command = [sys.executable, "-m", __name__, str(index), path, str(nprobe or 0)]
+        command = [sys.executable, "-m", __name__, str(index), path, json.dumps(options or {})]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VqdistillError(f"measuring memory of {index} failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -51,17 +52,17 @@ def _rss() -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmRSS"))
 
 
-def _measure(path: str, queries_path: str, nprobe: int) -> None:
+def _measure(path: str, queries_path: str, options: dict[str, Any]) -> None:
     from vqdistill import searcher
 
     queries = np.load(queries_path)
     before = _rss()
     index = searcher.open(path)
-    index.search(queries, k=10, refine=0, nprobe=nprobe or None)
+    index.search(queries, k=10, refine=0, **options)
     after = _rss()  # while the index is still held
     loaded = sorted({"torch", "numba", "faiss", "sklearn", "h5py"} & set(sys.modules))
     json.dump({"rss_delta_bytes": after - before, "heavy_imports": loaded}, sys.stdout)
 
 
 if __name__ == "__main__":
-    _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    _measure(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

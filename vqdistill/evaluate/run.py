@@ -73,7 +73,9 @@ def evaluate(
     *,
     k: int = 10,
     nprobe: int | None = None,
+    coverage: float | None = None,
     refine: int | None = None,
+    confidence: float | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Measure recall, ranking, speed and memory of an index.
@@ -82,15 +84,15 @@ def evaluate(
     ----------
     index : directory of the index
     dataset : HDF5 file that it was compiled from, with `test` and, if it has them, `neighbors` and `test_labels`
-    k, nprobe, refine, threads : as for `Searcher.search`
+    k, nprobe, coverage, refine, confidence, threads : as for `Searcher.search`
 
     Returns
     -------
     dict
-        `recall_at_k` after verification of `refine` candidates, `recall_at_k_codes_only`, `candidate_recall` (share
-        of the exact top k inside the best `refine`, at least k, by code), `queries_per_s` of one batch, `p50_ms` and
-        `p99_ms` of
-        single queries, `dense_reads_per_query`, bytes (`ram_bytes_per_vector`, `ram_bytes_fixed`, `disk_bytes`,
+        `recall_at_k` after verification, `recall_at_k_codes_only`, `candidate_recall` (share of the exact top k inside
+        the best `refine`, at least k, by code), `queries_per_s` of one batch, `p50_ms` and `p99_ms` of single queries,
+        `lists_per_query`, `codes_scanned_per_query`, `dense_reads_per_query`, bytes (`ram_bytes_per_vector`,
+        `ram_bytes_fixed`, `disk_bytes`,
         `rss_delta_bytes` of a fresh process) and, with labels, `mrr_at_10`, `recall_at_100` and `teacher_mrr_at_10`.
 
     Raises
@@ -101,25 +103,31 @@ def evaluate(
     with open_index(index) as reader:
         searcher = Searcher(reader)
         test = load_test_set(dataset, reader, k, threads)
-        options = {"nprobe": nprobe or reader.manifest.search["nprobe"], "threads": threads}
-        verified = max(k, reader.manifest.search["refine"]) if refine is None else refine
-        measured = _quality(searcher, test, k, verified, options) | _speed(searcher, test, k, verified, options)
+        probing = {"nprobe": nprobe, "coverage": coverage, "threads": threads}
+        verification = {"refine": refine, "confidence": confidence}
+        most = max(k, reader.manifest.search.refine) if refine is None else refine
+        measured = _quality(searcher, test, k, most, probing, verification)
+        measured |= _speed(searcher, test, k, probing | verification)
         sizes = _sizes(reader)
-    sizes["rss_delta_bytes"] = rss_delta_bytes(index, test.queries, options["nprobe"])
-    return {"k": k, "refine": verified, "queries": len(test.queries)} | options | measured | sizes
+    sizes["rss_delta_bytes"] = rss_delta_bytes(index, test.queries, probing)
+    asked = {"k": k, "refine": most, "queries": len(test.queries), "threads": threads}
+    return asked | {"nprobe": nprobe, "coverage": coverage, "confidence": confidence} | measured | sizes
 
 
-def _quality(searcher: Searcher, test: TestSet, k: int, refine: int, options: dict[str, int]) -> dict[str, float]:
-    by_code = searcher.search(test.queries, max(k, min(refine, searcher.reader.manifest.n)), refine=0, **options)
-    depth = min(searcher.reader.manifest.n, max(k, _LABEL_DEPTH)) if test.labels is not None else k
-    final = searcher.search(test.queries, depth, refine=max(refine, depth) if refine else 0, **options)
-    ranked = searcher.search(test.queries, k, refine=refine, **options).rows
+def _quality(
+    searcher: Searcher, test: TestSet, k: int, most: int, probing: dict[str, Any], verification: dict[str, Any]
+) -> dict[str, float]:
+    by_code = searcher.search(test.queries, max(k, min(most, searcher.reader.manifest.n)), refine=0, **probing)
+    ranked = searcher.search(test.queries, k, **probing, **verification).rows
     found = {
         "recall_at_k": metrics.recall_at_k(ranked, test.neighbors, k),
         "recall_at_k_codes_only": metrics.recall_at_k(by_code.rows, test.neighbors, k),
         "candidate_recall": metrics.candidate_recall(by_code.rows, test.neighbors, k),
     }
     if test.labels is not None:
+        depth = min(searcher.reader.manifest.n, max(k, _LABEL_DEPTH))
+        deeper = verification | ({"refine": max(verification["refine"], depth)} if verification["refine"] else {})
+        final = searcher.search(test.queries, depth, **probing, **deeper)
         top = min(10, depth)
         found["mrr_at_10"] = metrics.mrr_at_k(final.rows, test.labels, top)
         found["recall_at_100"] = metrics.label_recall_at_k(final.rows, test.labels, depth)
@@ -127,15 +135,15 @@ def _quality(searcher: Searcher, test: TestSet, k: int, refine: int, options: di
     return {name: float(values.mean()) for name, values in found.items()}
 
 
-def _speed(searcher: Searcher, test: TestSet, k: int, refine: int, options: dict[str, int]) -> dict[str, float]:
-    searcher.search(test.queries[:64], k, refine=refine, **options)
+def _speed(searcher: Searcher, test: TestSet, k: int, options: dict[str, Any]) -> dict[str, float]:
+    searcher.search(test.queries[:64], k, **options)
     begin = time.perf_counter()
-    hits = searcher.search(test.queries, k, refine=refine, **options)
+    hits = searcher.search(test.queries, k, **options)
     seconds = time.perf_counter() - begin
     single = []
     for query in test.queries[:_TIMED_QUERIES]:
         begin = time.perf_counter()
-        searcher.search(query, k, refine=refine, **options)
+        searcher.search(query, k, **options)
         single.append(time.perf_counter() - begin)
     p50, p99 = np.percentile(single, [50, 99]) * 1e3
     q = len(test.queries)
@@ -145,6 +153,7 @@ def _speed(searcher: Searcher, test: TestSet, k: int, refine: int, options: dict
         "p99_ms": float(p99),
         "dense_reads_per_query": hits.stats["dense_rows"] / q,
         "codes_scanned_per_query": hits.stats["codes_scanned"] / q,
+        "lists_per_query": hits.stats["lists_probed"] / q,
     }
 
 

@@ -48,8 +48,11 @@ class Fields:
 
     def number_or_null(self, key: str, low: float, high: float) -> float | None:
         """Return a number above `low`, up to `high`, or None for null."""
-        ok: Callable[[Any], bool] = lambda v: v is None or (  # noqa: E731
-            isinstance(v, (int, float)) and not isinstance(v, bool) and low < v <= high
+        ok: Callable[[Any], bool] = lambda v: (
+            v is None
+            or (  # noqa: E731
+                isinstance(v, (int, float)) and not isinstance(v, bool) and low < v <= high
+            )
         )
         value = self._get(key, ok, f"null or a number in ({low:g}, {high:g}]")
         return None if value is None else float(value)

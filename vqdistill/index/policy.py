@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from vqdistill.index.fields import Fields
@@ -104,7 +105,7 @@ def _parse_rungs(search: Fields) -> tuple[tuple[float, float], ...]:
         isinstance(rung, list) and len(rung) == 2 and all(isinstance(x, (int, float)) for x in rung) for rung in got
     )
     rungs = tuple((float(coverage), float(lift)) for coverage, lift in got) if ok else ()
-    in_order = all(a[0] < b[0] and a[1] >= b[1] for a, b in zip(rungs, rungs[1:], strict=False))
+    in_order = all(a[0] < b[0] and a[1] >= b[1] for a, b in pairwise(rungs))
     if not ok or not in_order or any(not (0 < coverage <= 1 and lift > 0) for coverage, lift in rungs):
         search.fail("rungs", got, "a list of pairs of a rising coverage in (0, 1] and a falling lift above 0")
     return rungs

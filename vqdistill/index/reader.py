@@ -194,7 +194,7 @@ class IndexReader:
     def rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing."""
         rows = self._integers("rows", positions)
-        if rows.size and not (-1 <= rows.min() and rows.max() < self.manifest.n):
+        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
             raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
         return rows
 

@@ -76,7 +76,8 @@ def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:
 
     Returns
     -------
-    (b, d) float32, float16 or uint16 (the upper halves of rounded float32); or (b, 4 + d) uint8: a little-endian float32 scale = max |x| / 127, then int8 x / scale
+    (b, d) float32, float16 or uint16 (the upper halves of rounded float32); or (b, 4 + d) uint8: a little-endian
+    float32 scale = max |x| / 127, then int8 x / scale
 
     Raises
     ------

@@ -339,9 +339,7 @@ class IndexWriter:
             yield np.frombuffer(texts, dtype=np.uint8)
 
 
-def _layout_of(
-    model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0
-) -> Layout:
+def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0) -> Layout:
     return Layout(
         n=n,
         d=model.d,
