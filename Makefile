@@ -52,7 +52,7 @@ build/fuzz_kernels: $(KERNEL_SOURCES) $(wildcard csrc/*.h)
 # The same on an emulated 64-bit ARM processor: fewer blocks, as emulation is slow.
 neon: BLOCKS = 200000
 neon:
-	@if command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; then $(MAKE) build/fuzz_kernels_neon \
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then $(MAKE) build/fuzz_kernels_neon \
 	    && qemu-aarch64 build/fuzz_kernels_neon $(BLOCKS) $(SEED); \
 	else echo 'skipped: NEON needs a cross compiler and an emulator: apt-get install g++-aarch64-linux-gnu qemu-user'; fi
 

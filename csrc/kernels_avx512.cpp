@@ -2,9 +2,9 @@
 // compiled for it.
 //
 // It has what was measured to be faster than AVX2 on Zen 4, and takes the rest from there. Figures are AVX2 -> AVX-512.
-//   scan, M rows/s a query, 32-byte codes in L2: 1,090 -> 1,130 for one query, 2,260 -> 2,390 with cuts; 1,480 -> 1,520
-//     for four, 2,630 -> 2,860 with cuts. Not with 64-byte registers, two blocks at a time: with VBMI 1,030 and 1,230
-//     without cuts, 2,580 and 2,600 with; with pshufb (BW alone) 970 and 1,200, 2,380 and 2,550.
+//   scan, M rows/s a query, 32-byte codes in L2: 1,140 -> 1,190 for one query, 1,420 -> 1,530 for four; with cuts that
+//     half of the blocks pass 1,020 -> 1,070 and 1,630 -> 1,710. Not with 64-byte registers, two blocks at a time: four
+//     queries 1,230 with VBMI, 1,200 with pshufb (BW alone), where AVX2 had 1,480.
 //   dense rows of 384 elements in L2, G elements/s: dot_i8 15.9 -> 17.7, l2_i8 12.2 -> 15.1, l2_bf16 15.1 -> 17.4;
 //     f32, f16 and dot_bf16 lose up to 7 %, as Zen 4 halves such registers and adding up 16 lanes takes longer.
 //   quantize_tables 4.5 -> 4.8 G entries/s; pq_tables the same.
@@ -22,6 +22,7 @@
 #pragma GCC diagnostic pop
 #endif
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -86,11 +87,11 @@ inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t 
 }
 
 // Adds pairs 0..last of a block to the sums of NQ queries.
-template <std::size_t NQ>
+template <std::size_t NQ, bool Ahead = false>
 inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const ScanQuery* queries, BlockSums* sums) {
-    if constexpr (NQ == 1) return add_pairs<true>(block, 0, last, queries[0].tables, sums[0]);
+    if constexpr (NQ == 1) return add_pairs<Ahead>(block, 0, last, queries[0].tables, sums[0]);
     for (std::size_t p = 0; p < last; ++p) {
-        if (p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
+        if (Ahead && p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
         const PairCodes codes(block + p * kBlockRows);
         for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(queries[i].tables + 2 * p * kSub));
     }
@@ -108,6 +109,12 @@ struct Passed {
     __mmask16 even, odd;
 };
 
+// Whether the sum of some row is at least `threshold`.
+inline bool reaches(const BlockSums& sums, int threshold) {
+    const __m256i best = _mm256_max_epi16(sums.even(), sums.odd);
+    return _mm256_cmpge_epi16_mask(best, _mm256_set1_epi16(static_cast<short>(threshold))) != 0;
+}
+
 // Adds the rows of a block whose bit in `passed` is set to what a query found.
 inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
     alignas(32) std::uint16_t even_odd[2][kBlockRows / 2];
@@ -119,37 +126,107 @@ inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_
     }
 }
 
-// Takes a query through the rest of a block, whose first pairs are summed.
-inline void finish_block(const ScanCodes& codes, const std::uint8_t* block, std::uint32_t allowed,
-                         std::uint32_t first_row, BlockSums sums, ScanQuery& query) {
-    std::size_t done = codes.m / 2;
-    for (std::size_t s = 0; s < codes.ncuts; ++s) {
-        if (s > 0) add_pairs(block, codes.pairs[s - 1], codes.pairs[s], query.tables, sums);
-        done = codes.pairs[s];
-        if (Passed(sums, query.cuts[s]).none()) return;
+// A block whose fate is open.
+struct OpenBlock {
+    std::uint32_t number;
+    BlockSums sums;
+};
+
+// Writes a block behind `open` and returns whether it stays there: without a branch that nobody can predict.
+inline std::size_t keep_if(bool stays, std::uint32_t number, const BlockSums& sums, OpenBlock* open) {
+    *open = {number, sums};
+    return stays;
+}
+
+inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
+    for (std::size_t at = 0; at < size; at += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + at), _MM_HINT_T0);
+}
+
+// Takes a query through the rest of the blocks that passed its first cut.
+inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, ScanQuery& query) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
+    std::size_t done = codes.pairs[0];
+    for (std::size_t s = 1; s < codes.ncuts; done = codes.pairs[s++]) {
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            OpenBlock block = open[i];
+            const std::uint8_t* bytes = codes.packed + block.number * block_bytes;
+            add_pairs(bytes, done, codes.pairs[s], query.tables, block.sums);
+            kept += keep_if(reaches(block.sums, query.cuts[s]), block.number, block.sums, open + kept);
+        }
+        count = kept;
     }
-    add_pairs(block, done, codes.m / 2, query.tables, sums);
-    const Passed passed(sums, query.threshold);
-    if (passed.none()) return;
-    write_hits(passed.rows() & allowed, sums, first_row, query);
+    for (std::size_t i = 0; i < count; ++i) {
+        OpenBlock& block = open[i];
+        add_pairs(codes.packed + block.number * block_bytes, done, codes.m / 2, query.tables, block.sums);
+        const Passed passed(block.sums, query.threshold);
+        if (passed.none()) continue;
+        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
+        write_hits(passed.rows() & allowed, block.sums, block.number * kBlockRows, query);
+    }
+}
+
+// Blocks taken through the first cut together, so that the rest of those that pass is in cache when its turn comes.
+constexpr std::size_t kOpenBlocks = 16;
+
+// How many blocks every query has places for, at most kOpenBlocks.
+inline std::size_t blocks_with_places(const ScanQuery* queries, std::size_t nq) {
+    std::size_t blocks = kOpenBlocks;
+    for (std::size_t i = 0; i < nq; ++i) blocks = std::min(blocks, (queries[i].places - queries[i].found) / kBlockRows);
+    return blocks;
+}
+
+// Takes NQ queries through blocks first..last, with cuts.
+template <std::size_t NQ>
+inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
+    const std::size_t block_bytes = codes.m / 2 * kBlockRows, head = codes.pairs[0] * kBlockRows;
+    OpenBlock open[NQ][kOpenBlocks];
+    std::size_t count[NQ] = {};
+    for (std::size_t b = first; b < last; ++b) {
+        if (codes.allow != nullptr && codes.allow[b] == 0) continue;
+        const std::uint8_t* block = codes.packed + b * block_bytes;
+        if (b + kOpenBlocks < codes.nblocks) prefetch(block + kOpenBlocks * block_bytes, head);
+        BlockSums sums[NQ];
+        add_first_pairs<NQ>(block, codes.pairs[0], queries, sums);
+        bool any = false;
+        for (std::size_t i = 0; i < NQ; ++i) {
+            const bool passes = reaches(sums[i], queries[i].cuts[0]);
+            count[i] += keep_if(passes, static_cast<std::uint32_t>(b), sums[i], open[i] + count[i]);
+            any |= passes;
+        }
+        if (any) prefetch(block + head, block_bytes - head);
+    }
+    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], queries[i]);
 }
 
 template <std::size_t NQ>
-std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    const std::size_t shared = codes.ncuts > 0 ? codes.pairs[0] : codes.m / 2;
-    std::size_t b = 0;
-    for (; b < codes.nblocks; ++b) {
-        bool full = false;
-        for (std::size_t i = 0; i < NQ; ++i) full |= queries[i].found + kBlockRows > queries[i].places;
-        if (full) break;
+    for (std::size_t b = first; b < last; ++b) {
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
         if (allowed == 0) continue;
         const std::uint8_t* block = codes.packed + b * block_bytes;
         BlockSums sums[NQ];
-        add_first_pairs<NQ>(block, shared, queries, sums);
-        for (std::size_t i = 0; i < NQ; ++i)
-            finish_block(codes, block, allowed, static_cast<std::uint32_t>(b * kBlockRows), sums[i], queries[i]);
+        add_first_pairs<NQ, true>(block, codes.m / 2, queries, sums);
+        for (std::size_t i = 0; i < NQ; ++i) {
+            const Passed passed(sums[i], queries[i].threshold);
+            if (!passed.none())
+                write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
+        }
+    }
+}
+
+template <std::size_t NQ>
+std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+    std::size_t b = 0;
+    while (b < codes.nblocks) {
+        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
+        if (last == b) break;
+        if (codes.ncuts > 0)
+            scan_with_cuts<NQ>(codes, b, last, queries);
+        else
+            scan_whole<NQ>(codes, b, last, queries);
+        b = last;
     }
     return b;
 }
