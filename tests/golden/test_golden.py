@@ -19,7 +19,7 @@ VERSIONS = sorted(path.name for path in HERE.glob("v*") if path.is_dir())
 
 
 def test_there_are_golden_indexes() -> None:
-    assert VERSIONS == [f"v{version}" for version in range(OLDEST_VERSION, VERSION + 1)]
+    assert [f"v{version}" for version in range(OLDEST_VERSION, VERSION + 1)] == VERSIONS
 
 
 @pytest.mark.parametrize("version", VERSIONS)
