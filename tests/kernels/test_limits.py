@@ -95,3 +95,34 @@ def test_ctrl_c_ends_a_long_search(threads):
     late = float(done.stdout)
     print(f"KeyboardInterrupt {1000 * late:.1f} ms after SIGINT, {threads} threads")
     assert late < SOON_S
+
+
+def ends_at(search, timeout_s):
+    """Return the seconds until a search is over its time."""
+    begin = time.perf_counter()
+    with pytest.raises(TimeoutError):
+        search(timeout_s)
+    return time.perf_counter() - begin
+
+
+def test_the_scan_of_a_single_long_list_can_end():
+    native = Engine(**random_arrays(Shape(n=8_000_000, d=4, m=2, dsub=1, nlist=1, residual=True)))
+    query = np.ones((1, 4), np.float32)
+    ends_at(lambda timeout_s: native.search(query, k=1, nprobe=1, refine=0, threads=1, timeout_s=timeout_s), 5e-4)
+
+
+def test_routing_among_many_lists_can_end():
+    arrays = random_arrays(Shape(n=100, d=128, m=2, dsub=1, nlist=2))
+    nlist = 60_000
+    tables = np.random.default_rng(0).standard_normal((nlist, 128)).astype(np.float32)
+    offsets = np.minimum(np.arange(nlist + 1, dtype=np.int64), 100)
+    native = Engine(**arrays | {"router": tables, "coarse": tables, "list_offsets": offsets})
+    queries = np.ones((128, 128), np.float32)
+
+    def search(timeout_s=np.inf):
+        native.search(queries, k=1, nprobe=1, refine=0, threads=1, timeout_s=timeout_s)
+
+    begin = time.perf_counter()
+    search()
+    whole = time.perf_counter() - begin
+    assert min(ends_at(search, whole / 20) for _ in range(3)) < whole / 2
