@@ -159,7 +159,7 @@ void IvfSearch::find_candidates(const float* queries, std::size_t q, const Probe
                                 const AllowView& allow, bool keep_lut, CallLimits& limits, QueryStats* stats,
                                 Workspace& work) const {
     const bool flat = scans_everything(probe, allow);
-    if (!flat) router_.route(queries, q, probe, allow, work.routes);
+    if (!flat) router_.route(queries, q, probe, allow, limits, work.routes);
     tables_.build(queries, q, cuts, keep_lut, work.tables);
     prepare(q, flat, work);
     scan_.run({work.queries.data(), q}, cuts, allow, flat, limits, work.scan);

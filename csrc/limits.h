@@ -41,7 +41,7 @@ public:
         if (interrupted_.load(std::memory_order_relaxed)) throw Interrupted();
         const Clock::time_point now = Clock::now();
         if (bounded_ && now >= deadline_) throw TimedOut();
-        if (!poll_ || now < next_poll_ || std::this_thread::get_id() != owner_) return;
+        if (!poll_ || std::this_thread::get_id() != owner_ || now < next_poll_) return;
         next_poll_ = now + kPollEvery;
         if (!poll_()) return;
         interrupted_.store(true, std::memory_order_relaxed);

@@ -87,9 +87,8 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
         for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
-            limits.check();
             if (first + nq < visits.size()) prefetch_head(rows_of(visits[first + nq].list, flat));
-            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, scratch);
+            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, limits, scratch);
         }
     }
 }
@@ -120,7 +119,7 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, st
 
 // Scans the rows of a list for the queries of its first nq visits.
 void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                         const AllowView& allow, Scratch& scratch) const {
+                         const AllowView& allow, CallLimits& limits, Scratch& scratch) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
     scratch.hits.resize(kScanQueries * kHitPlaces);
     Part parts[kScanQueries];
@@ -133,6 +132,7 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
     ScanCodes codes{nullptr, 0, index_.m, cuts.count, {}, nullptr};
     std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
+        limits.check();
         ScanQuery scans[kScanQueries];
         std::size_t active = 0;
         for (std::size_t i = 0; i < nq; ++i) {

@@ -66,7 +66,7 @@ private:
     void prefetch_head(Rows rows) const;
     void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
     void scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                   const AllowView& allow, Scratch& scratch) const;
+                   const AllowView& allow, CallLimits& limits, Scratch& scratch) const;
 
     IndexView index_;
     const Kernels& kernels_;

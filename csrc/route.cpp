@@ -47,12 +47,13 @@ Router::Router(const IndexView& index, const Kernels& kernels)
 }
 
 void Router::route(const float* queries, std::size_t q, const ProbeRule& rule, const AllowView& allow,
-                   Scratch& scratch) const {
+                   CallLimits& limits, Scratch& scratch) const {
     if (scratch.lists.size() < q) scratch.lists.resize(q);
     const std::size_t fitting = std::clamp<std::size_t>(kScoreBytes / (index_.nlist * sizeof(float)), 1, kQueries);
     scratch.scores.resize(std::min(fitting, q) * index_.nlist);
     for (std::size_t first = 0; first < q; first += fitting) {
         const std::size_t count = std::min(fitting, q - first);
+        limits.check();
         score_lists(queries + first * index_.d, count, scratch.scores.data());
         for (std::size_t i = 0; i < count; ++i) {
             const float* const scores = scratch.scores.data() + i * index_.nlist;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "index_view.h"
+#include "limits.h"
 #include "topk.h"
 
 namespace vqdistill {
@@ -33,7 +34,8 @@ public:
     // Fills scratch.lists for queries (q, d). Lists score <q, router[l]>, or 2 <q, r> - |r|^2 for l2, and ties go to the
     // lowest list. Without a lift the order is that of the scores, with one that of the lifts. Lists without an allowed
     // row are not visited. What each list adds to the scores of its rows is <q, coarse[l]> for residual codes, else 0.
-    void route(const float* queries, std::size_t q, const ProbeRule& rule, const AllowView& allow,
+    // Throws what limits.check() throws.
+    void route(const float* queries, std::size_t q, const ProbeRule& rule, const AllowView& allow, CallLimits& limits,
                Scratch& scratch) const;
 
 private:

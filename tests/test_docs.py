@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import vqdistill
+from vqdistill.index.reader import open_index
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +44,8 @@ def workshop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return text, place
 
 
-def run(language: str, code: str, place: Path) -> None:
+def run(language: str, code: str, place: Path) -> str:
+    """Run a block and return what it prints."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     makes = language == "sh" and all(line.startswith("make ") for line in code.splitlines())
     if makes:
@@ -58,6 +60,7 @@ def run(language: str, code: str, place: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def test_every_block_runs_as_printed(workshop: tuple[str, Path]) -> None:
@@ -66,6 +69,20 @@ def test_every_block_runs_as_printed(workshop: tuple[str, Path]) -> None:
         assert language in RUN or language in SHOWN, f"a block must be {', '.join([*RUN, *SHOWN])}, got {language!r}"
         if language in RUN:
             run(language, code, place)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_reader_of_the_format_reads_the_golden_indexes(version: str, tmp_path: Path) -> None:
+    """A hundred lines of text are enough to read an index: the script finds what the engine finds."""
+    index = ROOT / "tests" / "golden" / version / "index"
+    (tmp_path / "corpus.vqd").symlink_to(index)
+    ((_, code),) = BLOCK.findall((ROOT / "docs" / "FORMAT.md").read_text(encoding="utf-8"))
+    words = run("python", code, tmp_path).split()
+    with open_index(index) as reader:
+        query, nlist = reader.model.router[:1], reader.manifest.nlist
+        scores, positions, _ = reader.engine().search(query, k=1, nprobe=nlist, refine=0, threads=1)
+        assert words[::2] == ["row", "score"] and int(words[1]) == reader.rows_of(positions)[0, 0]
+    assert float(words[3]) == pytest.approx(float(scores[0, 0]), rel=1e-5)
 
 
 def test_no_block_is_missed() -> None:

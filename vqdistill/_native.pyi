@@ -16,6 +16,8 @@ import numpy.typing as npt
 _F32 = npt.NDArray[np.float32]
 _U8 = npt.NDArray[np.uint8]
 _I64 = npt.NDArray[np.int64]
+_Table = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+_Allow = tuple[npt.NDArray[np.uint32], _I64]
 
 def cpu_level() -> str:
     """Return the CPU level in use: the best available one, or what VQDISTILL_CPU names."""
@@ -107,11 +109,12 @@ class Engine:
     metric : of prepared vectors; cosine is "ip" on unit rows
     residual : whether the term of list l is <q, coarse[l]> instead of <q, mean>; not with "l2"
     list_offsets : (nlist + 1,) int64, rising from 0 to n; list l = positions list_offsets[l] .. list_offsets[l + 1]
-    router : (nlist, d) float32; lists are visited by <q, router[l]>, or 2 <q, router[l]> - |router[l]|^2 for l2
-    coarse : (nlist, d) float32
+    router : (nlist, d) float32, or float16 but for "l2"; a list's routing score is <q, router[l]>, or
+        2 <q, router[l]> - |router[l]|^2 for l2
+    coarse : (nlist, d) float32 or float16
     mean : (d,) float32
     rotation : (m * dsub, d) float32; (0, d) for additive codes, not with "l2"
-    codewords : (m, 16, dsub) float32; dsub = d for additive codes
+    codewords : (m, 16, dsub) float32, or float16 for additive codes, whose dsub is d
     packed : (ceil(n / 32), m // 2, 32) uint8, all rows in list order
     dense_fd : open file of the dense rows: position p starts at dense_offset + p * stride (see `dense_scores`). Not
         owned: keep it open as long as the engine searches.
@@ -134,11 +137,11 @@ class Engine:
         metric: Literal["ip", "l2"],
         residual: bool,
         list_offsets: _I64,
-        router: _F32,
-        coarse: _F32,
+        router: _Table,
+        coarse: _Table,
         mean: _F32,
         rotation: _F32,
-        codewords: _F32,
+        codewords: _Table,
         packed: _U8,
         dense_fd: int = -1,
         dense_offset: int = 0,
@@ -147,27 +150,58 @@ class Engine:
         io: str = "auto",
     ) -> None: ...
     def search(
-        self, queries: _F32, *, k: int, nprobe: int, refine: int, threads: int
-    ) -> tuple[_F32, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        self,
+        queries: _F32,
+        *,
+        k: int,
+        nprobe: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        refine: int,
+        misses: float = 0.0,
+        error: float = 0.0,
+        deviations: float = ...,
+        allow: _Allow | None = None,
+        threads: int,
+        timeout_s: float = ...,
+    ) -> tuple[_F32, _I64, _I64]:
         """Find the k best rows of each query.
 
         Parameters
         ----------
         queries : (q, d) float32, prepared
         k : results a query, at least 1
-        nprobe : lists visited a query, 1..nlist; lists that tie go by lower number
+        nprobe : lists visited a query, 1..nlist, at most; empty lists count, lists without an allowed row are left out
+        lift : 0 = visit the nprobe lists of the highest routing scores. More: softmax(scores / temperature) over all
+            lists is the probability p of each; visit the lists with p / (share of all rows in the list) >= lift, in the
+            order of this ratio, at least one; empty ones are left out. With `allow`, lift is multiplied by the share of
+            rows that are allowed. Lists that tie go by lower number.
+        temperature : of the softmax, above 0; of no account without a lift
         refine : 0 = scores of the codes: the best k + k // 8 + 16 rows by 8-bit tables are scored again with the float
-            tables. Otherwise the best max(refine, k) rows by 8-bit tables are read from disk and scored exactly.
+            tables. Otherwise the best max(refine, k) rows by 8-bit tables are candidates, read from disk and scored
+            exactly.
+        misses : 0 = read all candidates. More: read them by falling code score, max(16, k) and then 16 at a time, until
+            those not read are expected to hold no more than `misses` of the k results. The exact score of a row is
+            taken to be normal around its code score + the mean error of the query's rows read so far.
+        error : standard deviation of that normal distribution, above 0 if misses is
+        deviations : inf = scan every code whole. Less: behind the first 16,384 rows of a query, blocks of codes of
+            m >= 16 are dropped after a quarter and a half of the code if no row would reach the worst of the best so
+            far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.
+        allow : (blocks, per_list): (ceil(n / 32),) uint32, bit r of block b = position 32 b + r may be found; and
+            (nlist,) int64, the number of such rows in each list, which is not checked against the blocks. None = all
         threads : 1..1024, over the queries
+        timeout_s : seconds until the call is given up, above 0; inf = never. Looked at between parts of the work.
 
         Returns
         -------
         scores : (q, k) float32, best first; -inf where nothing was found
         positions : (q, k) int64; -1 where nothing was found; equal scores go by lower position
-        stats : (5,) int64, sums over the call: lists probed, codes scanned, candidates, dense rows and bytes read
+        stats : (q, 7) int64, for each query: lists visited; rows of these lists; candidates; dense rows read; pages of
+            4 KiB and bytes read, and ns of waiting for them. A row, page or byte that queries of a call share counts
+            for the first of them in pages and bytes.
 
-        A row whose score is NaN or -inf is not found. Results depend on the query, k, nprobe and refine, not on
-        threads or what else is in the call.
+        A row whose score is NaN or -inf is not found. Results depend on nothing but the query and the options other
+        than threads and timeout_s; so do the first four of the stats.
 
         Raises
         ------
@@ -175,6 +209,45 @@ class Engine:
             If an argument has the wrong dtype, shape or value, or refine is positive without dense rows.
         OSError
             If reading dense rows fails; errno says why. EIO if the file ends before a row.
+        TimeoutError
+            If timeout_s have passed.
+        KeyboardInterrupt
+            Or whatever else a signal handler raises, within a moment, when the main thread searches.
+        """
+    def range_search(
+        self,
+        queries: _F32,
+        *,
+        threshold: float,
+        margin: float,
+        verify: bool,
+        nprobe: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        allow: _Allow | None = None,
+        threads: int,
+        timeout_s: float = ...,
+    ) -> tuple[_I64, _F32, _I64, _I64]:
+        """Find every row of the visited lists that scores at least the threshold.
+
+        Parameters
+        ----------
+        threshold : lowest score of a result
+        margin : at least 0; candidates are the rows whose score by 8-bit tables is at least threshold - margin
+        verify : whether candidates are scored exactly by their dense rows; otherwise with the float tables
+        queries, nprobe, lift, temperature, allow, threads, timeout_s : as for `search`
+
+        Returns
+        -------
+        counts : (q,) int64, results of each query
+        scores : (h,) float32, query after query, best first within each
+        positions : (h,) int64; equal scores go by lower position
+        stats : (q, 7) int64, as for `search`
+
+        Raises
+        ------
+        TypeError, ValueError, OSError, TimeoutError, KeyboardInterrupt
+            As `search`.
         """
 
 @final
@@ -198,7 +271,7 @@ class RowReader:
         fd: int,
         map: mmap | None,
         offset: int,
-        dtype: Literal["f32", "f16", "i8"],
+        dtype: Literal["f32", "f16", "bf16", "i8"],
         d: int,
         io: str,
         depth: int = 128,

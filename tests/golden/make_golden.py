@@ -18,12 +18,23 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.index.support import smallest_manifest  # noqa: E402
+from vqdistill.index.policy import SearchPolicy  # noqa: E402
 from vqdistill.index.spec import VERSION  # noqa: E402
 from vqdistill.index.writer import IndexWriter  # noqa: E402
 from vqdistill.model.ivfpq import IvfPqModel  # noqa: E402
 from vqdistill.types import Codes, Metric  # noqa: E402
 
-N, D, NLIST, M, DSUB = 50, 8, 4, 4, 2
+N, D, NLIST, M = 50, 8, 4, 4
+SEARCH = SearchPolicy(
+    nprobe=2,
+    refine=10,
+    coverage=0.9,
+    rungs=((0.5, 4.0), (0.9, 1.0), (0.99, 0.125)),
+    temperature=0.5,
+    confidence=0.95,
+    error=0.25,
+    deviations=4.0,
+)
 
 
 def numbers(*shape: int, seed: int) -> np.ndarray:
@@ -36,34 +47,45 @@ def numbers(*shape: int, seed: int) -> np.ndarray:
 
 
 def make_model() -> IvfPqModel:
-    """Return a model with the identity as rotation; what else it holds is arbitrary."""
+    """Return a model of additive codes; what it holds is arbitrary, but exact in float16."""
     return IvfPqModel(
         metric=Metric.IP,
-        residual=False,
+        residual=True,
         mean=numbers(D, seed=1) / 8,
         coarse=numbers(NLIST, D, seed=2),
         router=numbers(NLIST, D, seed=3),
-        rotation=np.eye(D, dtype=np.float32),
-        codewords=numbers(M, 16, DSUB, seed=4),
-        doc_codewords=numbers(M, 16, DSUB, seed=7),
+        rotation=np.empty((0, D), dtype=np.float32),
+        codewords=numbers(M, 16, D, seed=4),
+        doc_codewords=numbers(M, 16, D, seed=7),
     )
 
 
 def make_codes(model: IvfPqModel, x: np.ndarray) -> Codes:
-    """Encode by the definition: the nearest row of `coarse`, then the nearest codeword of each subspace."""
+    """Encode greedily: the nearest row of `coarse`, then of each codebook the codeword nearest to what is left."""
     lists = ((x[:, None] - model.coarse) ** 2).sum(axis=2).argmin(axis=1)
-    parts = (x - model.mean).reshape(len(x), M, 1, DSUB)
-    codes = ((parts - model.doc_codewords) ** 2).sum(axis=3).argmin(axis=2)
-    return Codes(lists.astype(np.int32), codes.astype(np.uint8))
+    rest, codes = x - model.coarse[lists], np.zeros((len(x), M), np.uint8)
+    for j, words in enumerate(model.doc_codewords):
+        codes[:, j] = ((rest[:, None] - words) ** 2).sum(axis=2).argmin(axis=1)
+        rest = rest - words[codes[:, j]]
+    return Codes(lists.astype(np.int32), codes)
 
 
-def answers(x: np.ndarray, ids: list[str]) -> dict[str, object]:
-    """Return the exact five best of every query, which an exhaustive search with verification must give."""
+def answers(model: IvfPqModel, codes: Codes, x: np.ndarray, ids: list[str]) -> dict[str, object]:
+    """Return what exhaustive searches must give: the five best of every query, exactly and by code."""
     queries = numbers(6, D, seed=5)
-    scores = queries @ x.T
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    by_code = queries @ (model.coarse[codes.lists] + model.codewords[np.arange(M), codes.codes].sum(axis=1)).T
     return {
         "queries": queries.tolist(),
+        "search": SEARCH.to_json(),
+        **five_best(queries @ x.T, ids),
+        "by_code": five_best(by_code, ids),
+    }
+
+
+def five_best(scores: np.ndarray, ids: list[str]) -> dict[str, object]:
+    """Return rows, ids and scores of the five largest of every row of scores (q, n)."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    return {
         "rows": best.tolist(),
         "ids": [[ids[row] for row in rows] for rows in best],
         "scores": np.take_along_axis(scores, best, axis=1).tolist(),
@@ -76,11 +98,14 @@ def main(directory: Path) -> None:
     ids = [f"Straße {row}" if row % 2 else f"road/{row}" for row in range(N)]
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    # Multiples of 1/128 are exact in float16, so the answers hold for the stored rows.
-    with IndexWriter(target / "index", model, dense="f16", ids="str", index_id=bytes(range(16))) as writer:
-        writer.add(ids, make_codes(model, x), x)
-        writer.publish({"name": "golden"}, {"nprobe": 2, "refine": 10}, {"recall": 0.5})
-    (target / "answers.json").write_text(json.dumps(answers(x, ids), indent=1) + "\n", encoding="utf-8")
+    codes = make_codes(model, x)
+    # Multiples of 1/128 are exact in float16 and bfloat16, so the answers hold for what is stored.
+    options = {"dense": "bf16", "tables": "f16", "ids": "str", "index_id": bytes(range(16))}
+    with IndexWriter(target / "index", model, **options) as writer:
+        writer.add(ids, codes, x)
+        writer.publish({"name": "golden"}, SEARCH, {"recall": 0.5})
+    text = json.dumps(answers(model, codes, x, ids), indent=1)
+    (target / "answers.json").write_text(text + "\n", encoding="utf-8")
     (directory / "manifest-smallest.json").write_bytes(smallest_manifest().to_bytes())
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vqdistill.index.files import FileOps
+from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import CRC_BYTES, PAGE, Layout, Manifest, encode_current, parse_current
 from vqdistill.index.writer import IndexWriter
 from vqdistill.model.ivfpq import IvfPqModel
@@ -20,6 +21,17 @@ from vqdistill.types import Codes, Metric
 
 INDEX_ID = bytes(range(16))
 PLAN = {"passes": ["resolve", "fit_budget"], "ram_bytes": 4096}
+CALIBRATED = SearchPolicy(
+    nprobe=3,
+    refine=10,
+    coverage=0.95,
+    rungs=((0.5, 8.0), (0.95, 1.5), (0.99, 0.25)),
+    temperature=0.125,
+    confidence=0.99,
+    error=0.5,
+    deviations=3.0,
+)
+"""A policy with everything that can be calibrated."""
 REPORT = {"held_out": 0.5, "name": "Bäume"}
 
 
@@ -33,10 +45,13 @@ class Sample:
     ids: Any
     dense: str
     ids_kind: str
+    tables: str = "f32"
 
     @property
-    def search(self) -> dict[str, int]:
-        return {"nprobe": 1, "refine": 0 if self.dense == "none" else 10}
+    def search(self) -> SearchPolicy:
+        if self.dense == "none":
+            return SearchPolicy(nprobe=1, refine=0)
+        return replace(CALIBRATED, nprobe=1)
 
     @property
     def order(self) -> np.ndarray:
@@ -72,21 +87,21 @@ def make_ids(kind: str, n: int) -> Any:
 
 def make_sample(
     *, n: int = 70, d: int = 5, nlist: int = 4, m: int = 4, dsub: int = 2, dense: str = "f16", ids: str = "str",
-    metric: str = "ip", additive: bool = False, seed: int = 0,
+    metric: str = "ip", additive: bool = False, tables: str = "f32", seed: int = 0,
 ) -> Sample:  # fmt: skip
     rng = np.random.default_rng(seed)
     model = make_model(rng, d, nlist, m, dsub, metric, additive)
     lists = rng.integers(0, nlist, n).astype(np.int32)
     codes = rng.integers(0, 16, (n, m)).astype(np.uint8)
     x = rng.standard_normal((n, d)).astype(np.float32)
-    return Sample(model, Codes(lists, codes), x, make_ids(ids, n), dense, ids)
+    return Sample(model, Codes(lists, codes), x, make_ids(ids, n), dense, ids, tables)
 
 
 def write_sample(
     path: Path, sample: Sample, *, index_id: bytes = INDEX_ID, ops: FileOps | None = None, batch: int = 32
 ) -> Manifest:
-    n = len(sample.x)
-    with IndexWriter(path, sample.model, dense=sample.dense, ids=sample.ids_kind, index_id=index_id, ops=ops) as writer:
+    n, options = len(sample.x), {"dense": sample.dense, "tables": sample.tables, "ids": sample.ids_kind}
+    with IndexWriter(path, sample.model, index_id=index_id, ops=ops, **options) as writer:
         for begin in range(0, n, batch):
             part = slice(begin, min(n, begin + batch))
             ids = None if sample.ids is None else sample.ids[part]
@@ -162,9 +177,10 @@ def smallest_manifest() -> Manifest:
         dsub=1,
         codes="pq",
         dense="none",
+        tables="f32",
         ids="rows",
         plan={},
-        search={"nprobe": 1, "refine": 0},
+        search=SearchPolicy(nprobe=1, refine=0),
         report={},
         segments={kind: replace(segment, crc32=(7,)) for kind, segment in layout.segments().items()},
     )

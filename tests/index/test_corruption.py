@@ -26,12 +26,13 @@ from tests.index.support import (
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld, InvalidInput, VqdistillError
 from vqdistill.index.files import open_segment, read_manifest
 from vqdistill.index.reader import IndexReader, verify
-from vqdistill.index.spec import MANIFEST_MAX_BYTES, PAGE
+from vqdistill.index.spec import MANIFEST_MAX_BYTES, PAGE, pack_header
 
 REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
 SAMPLES = {
     "str": make_sample(),
     "int64": make_sample(ids="int64", dense="i8", additive=True),
+    "halves": make_sample(ids="int64", dense="bf16", additive=True, tables="f16"),
     "rows": make_sample(ids="rows"),
 }
 FILES = ["CURRENT", "manifest-1.json"] + [
@@ -238,13 +239,14 @@ def test_a_disk_that_fails_in_one_segment_is_a_problem_of_that_segment(
 
 def test_versions_and_features(index: Path) -> None:
     good = manifest_file(index).read_bytes()
-    range_read = "this vqdistill reads versions 1 to 1"
+    range_read = "this vqdistill reads versions 1 to 2"
     for edit, error, message in [
-        ({"version": 2}, FormatTooNew, f"format version 2 is newer than this reader; {range_read}"),
-        ({"version": 2, "surprise": 1}, FormatTooNew, range_read),
+        ({"version": 3}, FormatTooNew, f"format version 3 is newer than this reader; {range_read}"),
+        ({"version": 3, "surprise": 1}, FormatTooNew, range_read),
         ({"version": 0}, FormatTooOld, f"format version 0 is no longer supported; {range_read}"),
         ({"required_features": ["tombstones"]}, FormatTooNew, f"'tombstones'.* are unknown; {range_read}"),
         ({"required_features": [1]}, CorruptIndex, "must be a list of strings"),
+        ({"version": 1}, CorruptIndex, "has the unknown keys .'tables'."),
         ({"version": "1"}, CorruptIndex, "version must be an integer"),
         ({"format": "faiss"}, CorruptIndex, "format must be 'vqdistill', got 'faiss'"),
     ]:
@@ -281,6 +283,26 @@ def test_list_offsets_that_checksums_vouch_for(index: Path, edit: Callable[[np.n
     set_payload(index, "list_offsets", _ints(index, "list_offsets", edit))
     assert refused(index).startswith("list_offsets-1.seg: offsets must grow from 0 to 70")
     assert len(verify(index)) == 1
+
+
+def test_files_of_version_1_in_an_index_of_version_2(index: Path) -> None:
+    """The version stands in every header, so that no file of another format passes."""
+    manifest = read_manifest(index)
+    segment = manifest.segments["router"]
+    data = (index / segment.file).read_bytes()
+    (index / segment.file).write_bytes(pack_header(segment, manifest.index_id, 1) + data[PAGE:])
+    assert refused(index) == "router-1.seg: header version must be 2, got 1"
+
+
+@pytest.mark.parametrize("kind", ["router", "codewords", "coarse"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_half_tables_that_are_not_finite(tmp_path: Path, kind: str, value: float) -> None:
+    index = tmp_path / "x.vqd"
+    write_sample(index, SAMPLES["halves"])
+    data = np.frombuffer((index / f"{kind}-1.seg").read_bytes()[PAGE:], "<f2").copy()
+    data[1] = value
+    set_payload(index, kind, data[: read_manifest(index).segments[kind].bytes // 2].tobytes())
+    assert verify(index) == [f"{kind}-1.seg: values must be finite, got NaN or infinity"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -18,11 +18,13 @@ from tests.index.disk import FailingDisk, ForgetfulDisk, PowerCutError
 from tests.index.support import make_sample, open_fds, snapshot, write_sample
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, publish_manifest, read_manifest
+from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader, verify
 from vqdistill.index.spec import Manifest
 from vqdistill.index.writer import IndexWriter
 
 SAMPLE = make_sample(n=40, d=3, nlist=2, m=2, dsub=2)
+LATER = SearchPolicy(nprobe=2, refine=7)
 HOWS = ["synced", "names", "all"]
 
 
@@ -68,7 +70,7 @@ def test_power_cut_during_first_publish(tmp_path: Path, wanted: dict[str, bytes]
 
 
 def _changed(path: Path) -> Manifest:
-    return replace(read_manifest(path), generation=2, search={"nprobe": 2, "refine": 7})
+    return replace(read_manifest(path), generation=2, search=LATER)
 
 
 def _publish_change(root: Path, disk: FileOps) -> None:
@@ -92,7 +94,7 @@ def test_power_cut_during_next_generation(tmp_path: Path, how: str) -> None:
         disk.survivors(found, how)
         with IndexReader.open(found / "x.vqd") as reader:
             outcomes.append(reader.manifest.generation)
-            assert reader.manifest.search == ({"nprobe": 1, "refine": 10}, {"nprobe": 2, "refine": 7})[outcomes[-1] - 1]
+            assert reader.manifest.search == (SAMPLE.search, LATER)[outcomes[-1] - 1]
         _ = finished or _publish_again(found, outcomes[-1])
         if finished:
             break

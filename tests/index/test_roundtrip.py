@@ -27,6 +27,7 @@ from tests.index.support import (
     write_sample,
 )
 from vqdistill.errors import CorruptIndex, InvalidInput
+from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader, open_index, verify
 from vqdistill.index.spec import DENSE, IDS, Layout, Manifest
 from vqdistill.index.spool import encode_dense
@@ -34,6 +35,16 @@ from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
 from vqdistill.types import Codes
 
+CODES = [
+    ("ip", False, "f32"),
+    ("cosine", False, "f32"),
+    ("l2", False, "f32"),
+    ("ip", True, "f32"),
+    ("cosine", True, "f32"),
+    ("ip", True, "f16"),
+    ("cosine", True, "f16"),
+]
+"""Metric, whether codes are additive, and tables."""
 SHAPES = st.fixed_dictionaries(
     {
         "n": st.integers(1, 150),
@@ -43,7 +54,7 @@ SHAPES = st.fixed_dictionaries(
         "dsub": st.integers(1, 3),
         "dense": st.sampled_from(DENSE),
         "ids": st.sampled_from(IDS),
-        "model": st.sampled_from([("ip", False), ("cosine", False), ("l2", False), ("ip", True), ("cosine", True)]),
+        "model": st.sampled_from(CODES),
         "seed": st.integers(0, 2**32),
     }
 )
@@ -56,9 +67,19 @@ def _expected_dense(sample: Sample) -> np.ndarray:
         if sample.dense == "i8":
             scale = np.float32(np.abs(row).max()) / np.float32(127)
             rows.append(scale * np.array([np.rint(value / scale) for value in row], dtype=np.float32))
+        elif sample.dense == "bf16":
+            rows.append(np.array([nearest_bfloat16(value) for value in row], dtype=np.float32))
         else:
             rows.append(row.astype({"f32": np.float32, "f16": np.float16}[sample.dense]).astype(np.float32))
     return np.array(rows, dtype=np.float32)
+
+
+def nearest_bfloat16(value: np.float32) -> np.float32:
+    """Return the bfloat16 closest to a number, of two that are as close the one whose last bit is 0."""
+    low = int(value.view(np.uint32)) & 0xFFFF0000
+    both = np.array([low, low + 0x10000], np.uint32).view(np.float32)
+    errors = np.abs(both.astype(np.float64) - float(value))
+    return both[(low >> 16) % 2 if errors[0] == errors[1] else int(errors.argmin())]
 
 
 def _check(path: Path, sample: Sample) -> None:
@@ -75,7 +96,11 @@ def _check(path: Path, sample: Sample) -> None:
         if sample.dense != "none":
             assert np.array_equal(reader.dense_rows(positions), _expected_dense(sample))
         for name in ("mean", "coarse", "router", "rotation", "codewords", "doc_codewords"):
-            assert np.array_equal(getattr(reader.model, name), getattr(sample.model, name)), name
+            wanted = getattr(sample.model, name)
+            if sample.tables == "f16" and name in ("coarse", "router", "codewords"):
+                wanted = wanted.astype(np.float16).astype(np.float32)
+            got = getattr(reader.model, name)
+            assert np.array_equal(got, wanted) and got.dtype == np.float32, name
         for name in ("metric", "residual", "additive"):
             assert getattr(reader.model, name) == getattr(sample.model, name)
         manifest = reader.manifest
@@ -89,8 +114,8 @@ def _check(path: Path, sample: Sample) -> None:
 @given(shape=SHAPES, batch=st.integers(1, 64))
 @settings(max_examples=80, deadline=None)
 def test_round_trip(shape: dict[str, object], batch: int) -> None:
-    metric, additive = shape.pop("model")  # type: ignore[misc]
-    sample = make_sample(**shape, metric=metric, additive=additive)  # type: ignore[arg-type]
+    metric, additive, tables = shape.pop("model")  # type: ignore[misc]
+    sample = make_sample(**shape, metric=metric, additive=additive, tables=tables)  # type: ignore[arg-type]
     with TemporaryDirectory() as directory:
         path = Path(directory) / "x.vqd"
         write_sample(path, sample, batch=batch)
@@ -108,7 +133,9 @@ def test_resident_bytes_follow_the_formula_of_the_format(n: int, d: int, nlist: 
     blocks, layout = (n + 31) // 32, Layout(n=n, d=d, nlist=nlist, m=m, dsub=dsub, dense="f16", ids="str", id_bytes=77)
     common = 16 * m * blocks + 8 * (nlist + 1) + 2 * 4 * nlist * d + 64 * m * dsub + 4 * d
     assert layout.resident_bytes == common + 4 * m * dsub * d
-    assert replace(layout, codes="additive").resident_bytes == common
+    additive = replace(layout, codes="additive")
+    assert additive.resident_bytes == common
+    assert replace(additive, tables="f16").resident_bytes == common - 4 * nlist * d - 32 * m * dsub
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -159,12 +186,46 @@ def test_int8_rows(tmp_path: Path) -> None:
     assert rows[3].tolist() == [127, -63, 1]
 
 
-def test_values_beyond_float16_name_the_row(tmp_path: Path) -> None:
-    sample = make_sample(n=40, dense="f16")
-    sample.x[33, 1] = 70000
-    with pytest.raises(InvalidInput, match="row 33 holds values beyond float16"):
+@pytest.mark.parametrize(("dense", "value", "name"), [("f16", 70000, "float16"), ("bf16", -3.4e38, "bfloat16")])
+def test_values_beyond_half_the_bits_name_the_row(tmp_path: Path, dense: str, value: float, name: str) -> None:
+    sample = make_sample(n=40, dense=dense)
+    sample.x[33, 1] = value
+    with pytest.raises(InvalidInput, match=f"row 33 holds values beyond {name}; store dense rows as f32"):
         write_sample(tmp_path / "x.vqd", sample)
     assert os.listdir(tmp_path) == []
+
+
+def test_bfloat16_rounds_to_nearest_even() -> None:
+    bits = np.array(
+        [0x3F808000, 0x3F818000, 0x3F808001, 0x3F807FFF, 0xBF818000, 0x7F7F7FFF, 0x00000001, 0x00008001, 0x80000000],
+        np.uint32,
+    )
+    got = encode_dense(bits.view(np.float32)[None], "bf16")
+    wanted = [0x3F80, 0x3F82, 0x3F81, 0x3F80, 0xBF82, 0x7F7F, 0, 1, 0x8000]
+    assert got.dtype == np.dtype("<u2") and got[0].tolist() == wanted
+
+
+@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1))
+def test_bfloat16_is_the_nearest(values: list[float]) -> None:
+    row = np.array(values, np.float32)
+    got = (encode_dense(row[None], "bf16").astype(np.uint32) << 16).view(np.float32)[0]
+    assert got.tolist() == [nearest_bfloat16(value) for value in row]
+
+
+@pytest.mark.parametrize("name", ["router", "coarse", "codewords"])
+def test_tables_beyond_float16_are_refused(tmp_path: Path, name: str) -> None:
+    model = make_sample(additive=True).model
+    getattr(model, name).flat[3] = -65520
+    options = {"dense": "f32", "ids": "rows", "index_id": INDEX_ID}
+    with pytest.raises(InvalidInput, match=f"model {name} must fit float16, got 65520; store tables as f32"):
+        IndexWriter(tmp_path / "x.vqd", model, tables="f16", **options)
+    getattr(model, name).flat[3] = -65504
+    IndexWriter(tmp_path / "x.vqd", model, tables="f16", **options).abort()
+
+
+def test_half_tables_of_product_codes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="tables must be f32 for product codes, got 'f16'"):
+        write_sample(tmp_path / "x.vqd", make_sample(tables="f16"))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +295,8 @@ def test_bad_rows_are_refused(tmp_path: Path, message: str, codes: Codes, x: np.
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dense": "f64"}, "dense must be one of f32, f16, i8, none, got 'f64'"),
+        ({"dense": "f64"}, "dense must be one of f32, f16, bf16, i8, none, got 'f64'"),
+        ({"tables": "i8"}, "tables must be one of f32, f16, got 'i8'"),
         ({"ids": "uuid"}, "ids must be one of rows, int64, str, got 'uuid'"),
         ({"index_id": b"x"}, "index_id must be 16 bytes, got 1"),
         ({"path": "no/x.vqd"}, "must lie in a directory"),
@@ -254,17 +316,21 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         IndexWriter(tmp_path / "x.vqd", model, dense="f32", ids="rows", index_id=INDEX_ID)
 
 
+BY_CODE = SearchPolicy(nprobe=1, refine=0)
+
+
 @pytest.mark.parametrize(
     ("plan", "search", "report"),
     [
-        ({"x": float("nan")}, {"nprobe": 1, "refine": 0}, {}),
-        ({"x": {1, 2}}, {"nprobe": 1, "refine": 0}, {}),
-        ({}, {"nprobe": 5, "refine": 0}, {}),
-        ({}, {"nprobe": 0, "refine": 0}, {}),
-        ({}, {"nprobe": 1, "refine": 5}, {}),
-        ({}, {"nprobe": 1}, {}),
-        ({}, {"nprobe": 1, "refine": 0}, {"x": 10**30}),
-        ({}, {"nprobe": 1, "refine": 0}, []),
+        ({"x": float("nan")}, BY_CODE, {}),
+        ({"x": {1, 2}}, BY_CODE, {}),
+        ({}, replace(BY_CODE, nprobe=5), {}),
+        ({}, replace(BY_CODE, nprobe=0), {}),
+        ({}, replace(BY_CODE, refine=5), {}),
+        ({}, replace(BY_CODE, coverage=0.9), {}),
+        ({}, replace(BY_CODE, error=float("inf"), confidence=0.9), {}),
+        ({}, BY_CODE, {"x": 10**30}),
+        ({}, BY_CODE, []),
     ],
 )
 def test_what_no_reader_would_take_is_not_published(
@@ -285,7 +351,7 @@ def test_an_index_has_rows(tmp_path: Path) -> None:
         pytest.raises(InvalidInput, match="at least one row"),
         IndexWriter(tmp_path / "x.vqd", make_sample().model, dense="none", ids="rows", index_id=INDEX_ID) as writer,
     ):
-        writer.publish({}, {"nprobe": 1, "refine": 0}, {})
+        writer.publish({}, BY_CODE, {})
 
 
 def test_closing(tmp_path: Path) -> None:
@@ -293,6 +359,7 @@ def test_closing(tmp_path: Path) -> None:
     write_sample(tmp_path / "x.vqd", make_sample())
     reader = IndexReader.open(tmp_path / "x.vqd")
     assert open_fds() > fds and not reader.closed
+    assert len(reader.rows_of(np.arange(70))) == 70
     reader.close()
     reader.close()
     assert open_fds() == fds and reader.closed

@@ -104,6 +104,16 @@ def both_engines(shape: Shape, folder: Path, seed: int = 0) -> Iterator[tuple[En
         os.close(fd)
 
 
+def allowed_rows(index: ReferenceEngine, mask: npt.NDArray[np.bool_] | None) -> Any:
+    """Return a mask (n,) of positions as the engine takes it."""
+    if mask is None:
+        return None
+    bits = np.zeros(len(index.packed) * 32, bool)
+    bits[: len(mask)] = mask
+    per_list = [mask[begin:end].sum() for begin, end in zip(index.list_offsets, index.list_offsets[1:], strict=False)]
+    return np.packbits(bits, bitorder="little").view("<u4"), np.array(per_list, np.int64)
+
+
 def random_tables(rng: np.random.Generator, m: int) -> npt.NDArray[np.uint8]:
     """Tables (m, 16) whose pairs reach the bound of 255, wherever they are split."""
     split = rng.integers(0, 256, m // 2)

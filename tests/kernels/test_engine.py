@@ -24,9 +24,10 @@ def check(shape, folder, *, k=10, nprobe=None, refine=0, seed=0):
     nprobe = nprobe or shape.nlist
     with both_engines(shape, folder, seed) as (native, wanted):
         scores, positions, stats = native.search(queries, k=k, nprobe=nprobe, refine=refine, threads=1)
-        wanted_scores, wanted_positions = wanted.search(queries, k=k, nprobe=nprobe, refine=refine)
+        wanted_scores, wanted_positions, wanted_stats = wanted.search(queries, k=k, nprobe=nprobe, refine=refine)
     assert np.array_equal(positions, wanted_positions)
     assert np.array_equal(scores, wanted_scores)
+    assert np.array_equal(stats[:, :4], wanted_stats)
     return stats
 
 
@@ -96,7 +97,7 @@ def test_more_results_than_rows(tmp_path, refine):
 def test_index_without_rows(tmp_path):
     for nprobe in (1, 4):
         stats = check(Shape(n=0, nlist=4), tmp_path, nprobe=nprobe)
-        assert stats[1:].tolist() == [0, 0, 0, 0]
+        assert stats.tolist() == [[nprobe, 0, 0, 0, 0, 0, 0]] * 7
 
 
 def test_ties_go_to_the_lower_position_whatever_list_comes_first():
@@ -108,7 +109,7 @@ def test_ties_go_to_the_lower_position_whatever_list_comes_first():
         for nprobe in (5, 16):
             native, wanted = Engine(**arrays), ReferenceEngine(**arrays)
             found = native.search(queries_of(shape), k=50, nprobe=nprobe, refine=0, threads=1)
-            wanted_scores, wanted_positions = wanted.search(queries_of(shape), k=50, nprobe=nprobe, refine=0)
+            wanted_scores, wanted_positions, _ = wanted.search(queries_of(shape), k=50, nprobe=nprobe, refine=0)
             assert np.array_equal(found[1], wanted_positions) and np.array_equal(found[0], wanted_scores)
             assert (np.diff(found[1], axis=1) > 0).all()
 
@@ -164,7 +165,7 @@ def test_results_do_not_depend_on_threads_or_batches(metric, residual, nprobe):
         parts = [native.search(queries[at : at + size], threads=1, **options) for at in range(0, len(queries), size)]
         assert np.array_equal(np.concatenate([part[0] for part in parts]), one[0])
         assert np.array_equal(np.concatenate([part[1] for part in parts]), one[1])
-        assert np.array_equal(sum(part[2] for part in parts), one[2])
+        assert np.array_equal(np.concatenate([part[2] for part in parts]), one[2])
 
 
 def test_concurrent_searches_of_one_engine(tmp_path):
@@ -183,17 +184,18 @@ def test_concurrent_searches_of_one_engine(tmp_path):
         assert k == wanted_k and all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
-def test_stats_count_the_work(tmp_path):
+def test_stats_count_the_work_of_each_query(tmp_path):
     shape = Shape(n=640, nlist=4, dense_dtype="f16", d=16)
     with both_engines(shape, tmp_path) as (native, _):
         *_, stats = native.search(queries_of(shape, 3), k=5, nprobe=4, refine=64, threads=1)
-        assert stats[:4].tolist() == [12, 3 * 640, 3 * 64, 3 * 64]
-        assert 3 * 64 * 32 <= stats[4] <= 3 * 640 * 32
+        assert stats[:, :4].tolist() == [[4, 640, 64, 64]] * 3
+        pages, size = stats[:, 4].sum(), stats[:, 5].sum()
+        assert 1 <= pages <= 3 * 6 and 64 * 32 <= size <= 3 * 640 * 32 and (stats[:, 6] >= 0).all()
         *_, stats = native.search(queries_of(shape, 3), k=8, nprobe=4, refine=0, threads=1)
-        assert stats.tolist() == [12, 3 * 640, 3 * (8 + 1 + 16), 0, 0]
+        assert stats.tolist() == [[4, 640, 8 + 1 + 16, 0, 0, 0, 0]] * 3
         *_, stats = native.search(queries_of(shape, 1), k=8, nprobe=2, refine=0, threads=1)
-        assert stats[0] == 2 and stats[1] <= 640
-        assert native.search(queries_of(shape, 0), k=8, nprobe=2, refine=0, threads=1)[2].tolist() == [0] * 5
+        assert stats[0, 0] == 2 and stats[0, 1] <= 640
+        assert native.search(queries_of(shape, 0), k=8, nprobe=2, refine=0, threads=1)[2].shape == (0, 7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])

@@ -184,4 +184,4 @@ def test_forced_level_gives_the_same_results(tmp_path):
         ).stdout
         for level in available_levels()
     ]
-    assert len(answers[0]) == 20 * 50 * 12 + 40 and len(set(answers)) == 1
+    assert len(answers[0]) == 20 * 50 * 12 + 20 * 7 * 8 and len(set(answers)) == 1

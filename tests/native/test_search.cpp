@@ -1,4 +1,5 @@
 // Many threads in one IvfSearch, for the sanitizers: small integers, so that all of them must find the same.
+#include <cstdio>
 #include <random>
 #include <thread>
 
@@ -11,11 +12,12 @@ using namespace vqdistill;
 
 namespace {
 
-constexpr std::size_t kRows = 3000, kD = 16, kM = 8, kDsub = 2, kLists = 12, kQueries = 40, kBest = 10;
+// So many rows and codes that a scan has cuts.
+constexpr std::size_t kRows = 30000, kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
 
 struct Arrays {
     std::vector<std::int64_t> list_offsets;
-    std::vector<float> router, coarse, mean, rotation, codewords, queries;
+    std::vector<float> router, coarse, mean, rotation, codewords, queries, dense;
     std::vector<std::uint8_t> packed;
     std::vector<std::uint32_t> allowed_rows;
     std::vector<std::int64_t> allowed_per_list = std::vector<std::int64_t>(kLists);
@@ -40,6 +42,7 @@ Arrays random_arrays() {
     arrays.rotation = integers(kM * kDsub * kD, random);
     arrays.codewords = integers(kM * kSub * kDsub, random);
     arrays.queries = integers(kQueries * kD, random);
+    arrays.dense = integers(kRows * kD, random);
     std::vector<std::uint8_t> codes(kRows * kM);
     for (std::uint8_t& code : codes) code = random() % kSub;
     arrays.packed.resize(block_count(kRows) * kM / 2 * kBlockRows);
@@ -68,6 +71,23 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             arrays.packed.data()};
 }
 
+// The dense rows in a file that goes with it.
+class DenseFile {
+public:
+    explicit DenseFile(const std::vector<float>& rows) : file_(std::tmpfile()), bytes_(rows.size() * sizeof(float)) {
+        CHECK(file_ != nullptr && std::fwrite(rows.data(), 1, bytes_, file_) == bytes_ && std::fflush(file_) == 0);
+    }
+    ~DenseFile() { std::fclose(file_); }
+    DenseFile(const DenseFile&) = delete;
+    DenseFile& operator=(const DenseFile&) = delete;
+
+    DiskTier tier() const { return DiskTier(fileno(file_), nullptr, bytes_, 0, DenseDtype::f32, kD, IoMode::pread); }
+
+private:
+    std::FILE* file_;
+    std::size_t bytes_;
+};
+
 struct Found {
     std::vector<float> scores = std::vector<float>(kQueries * kBest);
     std::vector<std::int64_t> positions = std::vector<std::int64_t>(kQueries * kBest);
@@ -80,32 +100,37 @@ Found find(const IvfSearch& search, const Arrays& arrays, SearchOptions options,
     CallLimits limits;
     options.threads = threads;
     search.search(arrays.queries.data(), kQueries, options, limits, found.scores.data(), found.positions.data(), stats);
-    for (const QueryStats& of_query : stats) CHECK(of_query.lists >= 1 && of_query.codes > 0);
+    for (const QueryStats& of_query : stats) {
+        CHECK(of_query.lists >= 1 && of_query.codes > 0);
+        CHECK(of_query.dense_rows <= of_query.candidates && (of_query.dense_rows > 0) == (options.refine > 0));
+    }
     return found;
 }
 
 RangeHits find_range(const IvfSearch& search, const Arrays& arrays, std::size_t threads) {
     QueryStats stats[kQueries];
     CallLimits limits;
-    const RangeOptions options{20.0f, 0.0f, false, {kLists}, {}, threads};
+    const RangeOptions options{800.0f, 0.0f, false, {kLists}, {}, threads};
     return search.range_search(arrays.queries.data(), kQueries, options, limits, stats);
 }
 
-// A few lists, all of them, lists by how likely they are, cuts in the scan, and rows that may not be found.
+// A few lists, all of them, lists by how likely they are, cuts in the scan, rows that may not be found, verification of
+// all candidates and of as many as it takes.
 std::vector<SearchOptions> ways_to_search(const Arrays& arrays) {
     constexpr float kInf = std::numeric_limits<float>::infinity();
     return {
         {kBest, {4}, 0, {}, kInf, {}, 1},
         {kBest, {kLists}, 0, {}, kInf, {}, 1},
         {kBest, {kLists, 0.5f, 10.0f}, 0, {}, kInf, {}, 1},
-        {kBest, {4}, 0, {}, 2.0f, {}, 1},
-        {kBest, {kLists}, 0, {}, 2.0f, arrays.allow(), 1},
+        {kBest, {10}, 0, {}, 2.0f, {}, 1},
+        {kBest, {kLists}, 60, {}, 2.0f, {}, 1},
+        {kBest, {kLists}, 60, {0.5f, 10.0f}, 2.0f, arrays.allow(), 1},
     };
 }
 
 void check_concurrent_searches(const Arrays& arrays, Metric metric, bool residual) {
-    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
-    const IvfSearch search(view_of(arrays, metric, residual), no_dense);
+    const DenseFile dense(arrays.dense);
+    const IvfSearch search(view_of(arrays, metric, residual), dense.tier());
     const std::vector<SearchOptions> ways = ways_to_search(arrays);
     std::vector<Found> wanted;
     for (const SearchOptions& options : ways) wanted.push_back(find(search, arrays, options, 1));
@@ -122,6 +147,42 @@ void check_concurrent_searches(const Arrays& arrays, Metric metric, bool residua
             }
         });
     for (std::thread& caller : callers) caller.join();
+}
+
+// Every thread of a call ends when one is told to, and the engine serves the next call.
+void check_calls_that_end_early(const Arrays& arrays) {
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, Metric::ip, true), no_dense);
+    const SearchOptions options = ways_to_search(arrays)[1];
+    const Found wanted = find(search, arrays, options, 1);
+    std::vector<float> queries;
+    for (std::size_t repeat = 0; repeat < 500; ++repeat)
+        queries.insert(queries.end(), arrays.queries.begin(), arrays.queries.end());
+    const std::size_t many = queries.size() / kD;
+    std::vector<float> scores(many * kBest);
+    std::vector<std::int64_t> positions(many * kBest);
+    std::vector<QueryStats> stats(many);
+    for (const std::size_t threads : {1, 3}) {
+        SearchOptions slow = options;
+        slow.threads = threads;
+        std::size_t polls = 0;
+        bool interrupted = false, timed_out = false;
+        try {
+            CallLimits limits(3600.0, [&] { return ++polls == 2; });
+            search.search(queries.data(), many, slow, limits, scores.data(), positions.data(), stats.data());
+        } catch (const Interrupted&) {
+            interrupted = true;
+        }
+        CHECK(interrupted && polls == 2);
+        try {
+            CallLimits limits(0.01);
+            search.search(queries.data(), many, slow, limits, scores.data(), positions.data(), stats.data());
+        } catch (const TimedOut&) {
+            timed_out = true;
+        }
+        CHECK(timed_out);
+        CHECK(find(search, arrays, options, threads) == wanted);
+    }
 }
 
 void check_each_task_runs_once() {
@@ -157,6 +218,7 @@ int main() {
     check_concurrent_searches(arrays, Metric::ip, false);
     check_concurrent_searches(arrays, Metric::ip, true);
     check_concurrent_searches(arrays, Metric::l2, false);
+    check_calls_that_end_early(arrays);
     check_each_task_runs_once();
     check_exception_reaches_the_caller();
 }

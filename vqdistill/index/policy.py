@@ -12,6 +12,8 @@ UNCALIBRATED_SHARE = 0.25
 """Share of the lists visited by default where no held-out query has said how many it takes."""
 DEFAULT_REFINE = 100
 """Candidates verified at most unless told otherwise; see SearchParams.refine."""
+_FLOAT32 = (1e-30, 1e30)
+"""Range of positive numbers that float32 holds, and their inverses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,10 @@ class SearchPolicy:
         coverage = search.number_or_null("coverage", 0.0, 1.0)
         if (coverage is None) == bool(rungs) or (coverage is not None and coverage > rungs[-1][0]):
             search.fail("coverage", coverage, "at most the last rung's, and null without rungs")
-        temperature = search.number_or_null("temperature", 0.0, 1e300)
+        temperature = search.number_or_null("temperature", *_FLOAT32)
         if (temperature is None) == bool(rungs):
             search.fail("temperature", temperature, "null if and only if there are no rungs")
-        confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", 0.0, 1e300)
+        confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", *_FLOAT32)
         if (confidence is None) != (error is None):
             search.fail("confidence", confidence, "null if and only if error is")
         deviations = search.number_or_null("deviations", 0.0, 1e6)
@@ -102,7 +104,7 @@ class SearchPolicy:
 def _parse_rungs(search: Fields) -> tuple[tuple[float, float], ...]:
     got = search.values["rungs"]
     ok = isinstance(got, list) and all(
-        isinstance(rung, list) and len(rung) == 2 and all(isinstance(x, (int, float)) for x in rung) for rung in got
+        isinstance(rung, list) and len(rung) == 2 and all(type(x) in (int, float) for x in rung) for rung in got
     )
     rungs = tuple((float(coverage), float(lift)) for coverage, lift in got) if ok else ()
     in_order = all(a[0] < b[0] and a[1] >= b[1] for a, b in pairwise(rungs))

@@ -92,6 +92,7 @@ class IndexReader:
                 # Through a descriptor that may not block, io_uring of old kernels reads only what the page cache has.
                 os.set_blocking(fds["dense"], True)
             reader = cls(path, manifest, fds)
+            stack.callback(reader._maps.clear)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
         return reader
 

@@ -7,6 +7,7 @@ equal bit for bit, too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +22,12 @@ F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
+B = npt.NDArray[np.bool_]
 
 MAX_PAIR_SUM = 255
 """Bound of tables[2p].max() + tables[2p + 1].max(), which the scan adds in one byte."""
+_READ_CHUNK = 16
+"""Rows read between two decisions to stop."""
 
 
 def pack_codes(codes: U8) -> U8:
@@ -115,7 +119,7 @@ def quantize_tables(lut: F32) -> tuple[U8, float, float]:
     return tables, float(low.sum(dtype=np.float64)), float(widest / top)
 
 
-def pq_tables(rotated: F32, codewords: F32, init: F32) -> F64:
+def pq_tables(rotated: F32, codewords: F32 | F16, init: F32) -> F64:
     """Products of rotated (m * dsub,) with codewords (m, 16, dsub), on top of init (m, 16) -> (m, 16) float64."""
     m, _, dsub = codewords.shape
     products = np.einsum("jt,jkt->jk", rotated.reshape(m, dsub).astype(np.float64), codewords.astype(np.float64))
@@ -156,26 +160,42 @@ class ReferenceEngine:
     metric: str
     residual: bool
     list_offsets: I64
-    router: F32
-    coarse: F32
+    router: F32 | F16
+    coarse: F32 | F16
     mean: F32
     rotation: F32
     """(m * dsub, d); (0, d) for additive codes"""
-    codewords: F32
+    codewords: F32 | F16
     """(m, 16, dsub); dsub = d for additive codes"""
     packed: U8
     dense_dtype: str = "none"
     dense: U8 | None = None
     """(n, stride) uint8, as stored."""
 
-    def route(self, query: F32, nprobe: int) -> tuple[I64, F32]:
-        """Return the nprobe best lists for query (d,), best first, and their routing scores."""
+    def route(
+        self, query: F32, nprobe: int, lift: float = 0.0, temperature: float = 1.0, allowed: I64 | None = None
+    ) -> I64:
+        """Return the lists that query (d,) visits, best first: without a lift the nprobe best by routing score.
+
+        Otherwise those in which p / share, p = softmax(scores / temperature) over all lists and share of all rows, is
+        at least `lift` times the share of rows that are allowed, and at least one; nprobe at most. `allowed` (nlist,)
+        counts the allowed rows of each list; None = all.
+        """
         scores = gemm_nt(query[None], self.router)[0]
         if self.metric == "l2":
             scores = 2 * scores - (self.router.astype(np.float64) ** 2).sum(axis=1)
-        scores32 = scores.astype(np.float32)
-        order = order_of(scores32, np.arange(len(self.router)))[:nprobe]
-        return order.astype(np.int64), scores32[order]
+        rows = np.diff(self.list_offsets)
+        if lift == 0:
+            ranks = scores.astype(np.float32)
+            ranks = ranks if allowed is None else np.where(allowed > 0, ranks, np.float32(-np.inf))
+            return order_of(ranks, np.arange(len(ranks)))[:nprobe]
+        weights = np.exp((scores - scores.max()) / temperature)
+        allowed = rows if allowed is None else allowed
+        wanted = np.flatnonzero(allowed > 0)
+        lifts = weights[wanted] / weights.sum() / (rows[wanted] / rows.sum())
+        needed = lift * allowed.sum() / rows.sum()
+        best = wanted[np.lexsort((wanted, -lifts))]
+        return best[: min(nprobe, max(1, int((lifts >= needed).sum())))]
 
     def lut(self, query: F32) -> F32:
         """Return the float tables (m, 16) of query (d,)."""
@@ -203,27 +223,107 @@ class ReferenceEngine:
         sums = self.lut(query).astype(np.float64)[np.arange(codes.shape[1]), codes].sum(axis=1)
         return np.asarray(sums + np.repeat(self.terms(query, np.arange(nlist)), np.diff(self.list_offsets)))
 
-    def candidates(self, query: F32, nprobe: int, count: int) -> I64:
-        """Return the `count` best positions of the probed lists by 8-bit tables, best first."""
+    def candidates(
+        self, query: F32, lists: I64, count: int | None = None, lowest: float = -np.inf, allow: B | None = None
+    ) -> tuple[I64, F32]:
+        """Return the best positions of `lists` by 8-bit tables, best first, and these scores.
+
+        `count` of them at most (None = all), none below `lowest`, and only where `allow` (n,) says so.
+        """
         tables, bias, step = quantize_tables(self.lut(query))
         sums = scan_sums(self.packed, tables).astype(np.float32)
-        lists, _ = self.route(query, nprobe)
         spans = [np.arange(self.list_offsets[i], self.list_offsets[i + 1]) for i in lists]
         positions = np.concatenate([*spans, np.zeros(0, np.int64)])
         bases = (bias + self.terms(query, lists).astype(np.float32)).astype(np.float32)
         scores = np.repeat(bases, [len(span) for span in spans]) + np.float32(step) * sums[positions]
-        return np.asarray(positions[order_of(scores, positions)[:count]])
+        kept = np.flatnonzero((scores >= lowest) & (True if allow is None else allow[positions]))
+        best = kept[order_of(scores[kept], positions[kept])[:count]]
+        return positions[best], scores[best]
 
-    def search(self, queries: F32, *, k: int, nprobe: int, refine: int) -> tuple[F32, I64]:
-        """Return scores (q, k) and positions (q, k), as `Engine.search` does."""
+    def search(
+        self,
+        queries: F32,
+        *,
+        k: int,
+        nprobe: int,
+        refine: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        misses: float = 0.0,
+        error: float = 0.0,
+        allow: B | None = None,
+    ) -> tuple[F32, I64, I64]:
+        """Return scores (q, k), positions (q, k) and the first four stats (q, 4), as `Engine.search` does.
+
+        `allow` is (n,) bool. There are no cuts: scores of codes are those of whole codes.
+        """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         positions = np.full((len(queries), k), -1, np.int64)
+        stats = np.zeros((len(queries), 4), np.int64)
         for i, query in enumerate(queries):
-            found = self.candidates(query, nprobe, max(refine, k) if refine else k + k // 8 + 16)
-            exact = (self._dense_scores(query, found) if refine else self.code_scores(query)[found]).astype(np.float32)
+            lists = self.route(query, nprobe, lift, temperature, self._by_list(allow))
+            count = max(refine, k) if refine else k + k // 8 + 16
+            found, by_code = self.candidates(query, lists, count, allow=allow)
+            read = self._read_until_settled(query, found, by_code, k, misses, error) if refine else 0
+            visited = int(np.diff(self.list_offsets)[lists].sum())
+            stats[i] = len(lists), visited, len(found), read
+            found = found[:read] if refine else found
+            exact = self._final_scores(query, found, verify=refine > 0)
             best = order_of(exact, found)[:k]
             scores[i, : len(best)], positions[i, : len(best)] = exact[best], found[best]
-        return scores, positions
+        return scores, positions, stats
+
+    def range_search(
+        self,
+        queries: F32,
+        *,
+        threshold: float,
+        margin: float,
+        verify: bool,
+        nprobe: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        allow: B | None = None,
+    ) -> tuple[I64, F32, I64]:
+        """Return counts (q,), scores (h,) and positions (h,), as `Engine.range_search` does; `allow` is (n,) bool."""
+        counts, scores, positions = [], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
+        lowest = float(np.float32(threshold) - np.float32(margin))
+        for query in queries:
+            lists = self.route(query, nprobe, lift, temperature, self._by_list(allow))
+            found, _ = self.candidates(query, lists, lowest=lowest, allow=allow)
+            exact = self._final_scores(query, found, verify=verify)
+            order = order_of(exact, found)
+            best = order[exact[order] >= np.float32(threshold)]
+            counts.append(len(best))
+            scores.append(exact[best])
+            positions.append(found[best])
+        return np.array(counts, np.int64), np.concatenate(scores), np.concatenate(positions)
+
+    def _read_until_settled(self, query: F32, found: I64, by_code: F32, k: int, misses: float, error: float) -> int:
+        """Return how many of the candidates are read before those left are expected to hold `misses` results or less.
+
+        The exact score of a row is normal, with the standard deviation `error`, around its code score + the mean of
+        exact - code score over the rows read so far.
+        """
+        read, chunk = 0, max(k, _READ_CHUNK)
+        while misses > 0 and read + chunk < len(found):
+            read, chunk = read + chunk, _READ_CHUNK
+            exact = self._dense_scores(query, found[:read])
+            worst = np.sort(exact)[-k]
+            t = (worst - (exact - by_code[:read]).mean() - by_code[read:]) / error
+            if sum(0.5 * math.erfc(x / math.sqrt(2)) for x in t.tolist()) <= misses:
+                return read
+        return len(found)
+
+    def _by_list(self, allow: B | None) -> I64 | None:
+        if allow is None:
+            return None
+        before = np.concatenate([[0], np.cumsum(allow)])
+        return np.diff(before[self.list_offsets])
+
+    def _final_scores(self, query: F32, positions: I64, *, verify: bool) -> F32:
+        scores = self._dense_scores(query, positions) if verify else self.code_scores(query)[positions]
+        return scores.astype(np.float32)
 
     def _dense_scores(self, query: F32, positions: I64) -> F64:
         assert self.dense is not None
