@@ -91,7 +91,7 @@ def test_bound_must_be_positive(values: dict[str, Any]) -> None:
 
 
 MODEL = {"nlist": 4, "m": 8}
-SEARCH = {"nprobe": 1}
+SEARCH: dict[str, Any] = {}
 RATES = ("codewords", "rotation", "tables", "router")
 
 REFUSED = [
@@ -112,9 +112,14 @@ REFUSED = [
     (DistillConfig, {}, "train_bytes", [0, (1 << 20) - 1, float(1 << 30)]),
     (DistillConfig, {}, "list_length", [1, 0.0, 200.5, float("nan"), float("inf")]),
     *((DistillConfig, {}, f"{name}_rate", [-0.1, float("nan"), float("inf"), None]) for name in RATES),
+    (IvfPqConfig, MODEL, "tables", ["bf16", "F16", None]),
+    (IvfPqConfig, MODEL | {"codes": "pq"}, "tables", ["f16"]),
     (SearchParams, SEARCH, "nprobe", [0, -1, 1.0, True]),
-    (SearchParams, SEARCH, "refine", [-1, None, 0.5]),
+    (SearchParams, SEARCH, "coverage", [0, 0.0, 1, 1.0, -0.5, float("nan"), float("inf"), True, "0.9"]),
+    (SearchParams, SEARCH, "refine", [-1, 0.5, True]),
+    (SearchParams, SEARCH, "confidence", [0, 0.0, 1, 1.0, -0.5, float("nan"), float("inf"), True, "0.9"]),
     (SearchParams, SEARCH, "threads", [0, 1025, None]),
+    (SearchParams, SEARCH, "timeout_s", [0, 0.0, -1, float("nan"), float("inf"), True, "1"]),
 ]
 
 
@@ -140,7 +145,14 @@ def test_refused(config: Any, base: dict[str, Any], name: str, value: Any) -> No
         (DistillConfig, {}, "list_length", 200.0),
         (DistillConfig, {}, "train_bytes", 1 << 20),
         (SearchParams, SEARCH, "refine", 0),
+        (SearchParams, SEARCH, "refine", None),
+        (SearchParams, SEARCH, "coverage", None),
+        (SearchParams, SEARCH, "coverage", 1e-9),
+        (SearchParams, SEARCH, "confidence", 1 - 1e-9),
+        (SearchParams, SEARCH, "timeout_s", 1e-9),
+        (SearchParams, SEARCH, "timeout_s", 10**9),
         (SearchParams, SEARCH, "threads", 1024),
+        (IvfPqConfig, MODEL, "tables", "f16"),
     ],
 )
 def test_bounds_belong_to_the_range(config: Any, base: dict[str, Any], name: str, value: Any) -> None:

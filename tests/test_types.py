@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vqdistill.errors import InvalidInput
-from vqdistill.types import Hits, Metric, as_f32_rows, require_finite, unit_rows
+from vqdistill.types import WORK, Hits, Metric, RangeHits, as_f32_rows, require_finite, unit_rows
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -35,10 +35,28 @@ def test_unknown_metric(name: Any) -> None:
 
 
 def test_hits_unpack() -> None:
-    hits = Hits(np.zeros((2, 3), np.float32), np.ones((2, 3), np.int64), np.ones((2, 3), np.int64))
+    work = np.arange(14, dtype=np.int64).reshape(2, 7)
+    hits = Hits(np.zeros((2, 3), np.float32), np.ones((2, 3), np.int64), np.ones((2, 3), np.int64), work)
     scores, ids = hits
     assert scores is hits.scores and ids is hits.ids
-    assert hits.stats == {}
+
+
+def test_range_hits_unpack() -> None:
+    lims = np.array([0, 2, 3])
+    hits = RangeHits(
+        np.zeros(3, np.float32), np.ones(3, np.int64), np.ones(3, np.int64), np.zeros((2, 7), np.int64), lims
+    )
+    assert [part is wanted for part, wanted in zip(hits, (hits.lims, hits.scores, hits.ids), strict=True)] == [True] * 3
+    assert hits.lims is lims
+
+
+def test_work_by_query_and_in_total() -> None:
+    work = np.arange(14, dtype=np.int64).reshape(2, 7)
+    hits = Hits(np.zeros((2, 1), np.float32), np.zeros((2, 1)), np.zeros((2, 1), np.int64), work)
+    assert list(hits.stats) == list(hits.query_stats) == list(WORK)
+    assert hits.stats["lists_probed"] == 7 and hits.stats["wait_ns"] == 19
+    assert hits.query_stats["codes_scanned"].tolist() == [1, 8]
+    assert all(type(value) is int for value in hits.stats.values())
 
 
 @pytest.mark.parametrize(
