@@ -101,7 +101,7 @@ def test_total_budget_trades_lists_for_codes() -> None:
     assert f"nlist {tight.model.nlist} instead of 256" in tight.explain("fit_budget")
 
 
-@pytest.mark.parametrize("budget", ["0.5B/vec", "1KiB", "80000B"])
+@pytest.mark.parametrize("budget", ["0.5B/vec", "1KiB", "40000B"])
 def test_infeasible_budget_names_one_that_is_just_enough(budget: str) -> None:
     with pytest.raises(BudgetInfeasible, match=r"too small.*plan pass fit_budget") as caught:
         plan(FACTS, budget)
@@ -161,7 +161,7 @@ def test_a_failed_check_names_the_pass_that_broke_the_plan(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({}, {"dense": "f64"}, "dense must be one of f32, f16, i8, none, got 'f64'"),
+        ({}, {"dense": "f64"}, "dense must be one of f32, f16, bf16, i8, none, got 'f64'"),
         ({}, {"ids_kind": "uuid"}, "ids must be one of rows, int64, str, got 'uuid'"),
         ({"n": 0}, {}, "at least one row and one dimension, got 0 x 384"),
         ({}, {"seed": -1}, "seed must be a non-negative integer, got -1"),
@@ -178,4 +178,4 @@ def test_default_budget_is_32_bytes_a_vector() -> None:
 
 
 def test_the_seed_reaches_the_model() -> None:
-    assert plan(FACTS, seed=7).model == IvfPqConfig(nlist=256, m=64, seed=7)
+    assert plan(FACTS, seed=7).model == IvfPqConfig(nlist=256, m=64, tables="f16", seed=7)

@@ -27,16 +27,16 @@ fit_budget  m 64: 32 B a vector, the most within the budget of 32B/vec
 lay_out     additive codes, dsub 384, vectors on disk f16, ids str
   codes                1,021,952 B  memory  u1 998 x 32 x 32
   list_offsets             2,056 B  memory  i8 257
-  router                 393,216 B  memory  f4 256 x 384
-  codewords            1,572,864 B  memory  f4 64 x 16 x 384
+  router                 196,608 B  memory  f2 256 x 384
+  codewords              786,432 B  memory  f2 64 x 16 x 384
   mean                     1,536 B  memory  f4 384
-  coarse                 393,216 B  memory  f4 256 x 384
+  coarse                 196,608 B  memory  f2 256 x 384
   doc_codewords        1,572,864 B  disk    f4 64 x 16 x 384
   rows                   255,432 B  disk    i8 31929
   dense               24,521,472 B  disk    f2 31929 x 384
   ids_offsets            255,440 B  disk    i8 31930
   ids_bytes                as read  disk
-place       memory 32 B/vector + 2,362,888 B fixed = 3,384,840 B; disk as long as the string ids make it
+place       memory 32 B/vector + 1,183,240 B fixed = 2,205,192 B; disk as long as the string ids make it
 work        a query that visits 16 of 256 lists scans about 1,996 codes (63,872 B)"""
 
 
@@ -99,13 +99,14 @@ def test_what_is_no_plan_is_refused(document: Any) -> None:
 def sizes_by_hand(n: int, d: int, model: IvfPqConfig) -> dict[str, int]:
     nlist, m = model.nlist, model.m
     dsub = d if model.codes == "additive" else -(-d // m)
+    item = 2 if model.tables == "f16" else 4
     return {
         "codes": 16 * m * -(-n // 32),
         "list_offsets": 8 * (nlist + 1),
-        "router": 4 * nlist * d,
-        "coarse": 4 * nlist * d,
+        "router": item * nlist * d,
+        "coarse": item * nlist * d,
         "rotation": 0 if model.codes == "additive" else 4 * m * dsub * d,
-        "codewords": 4 * m * 16 * dsub,
+        "codewords": item * m * 16 * dsub,
         "doc_codewords": 4 * m * 16 * dsub,
         "mean": 4 * d,
         "rows": 8 * n,
@@ -113,10 +114,10 @@ def sizes_by_hand(n: int, d: int, model: IvfPqConfig) -> dict[str, int]:
 
 
 models = st.builds(
-    lambda nlist, half, codes: IvfPqConfig(nlist=nlist, m=2 * half, codes=codes),
+    lambda nlist, half, kind: IvfPqConfig(nlist=nlist, m=2 * half, codes=kind[0], tables=kind[1]),
     st.integers(1, 5000),
     st.integers(1, 128),
-    st.sampled_from(["pq", "additive"]),
+    st.sampled_from([("pq", "f32"), ("additive", "f32"), ("additive", "f16")]),
 )
 
 
@@ -134,6 +135,7 @@ def test_bytes_are_those_of_the_format(n: int, d: int, model: IvfPqConfig) -> No
         ("none", "rows", []),
         ("f16", "rows", [2 * 31_929 * 384]),
         ("f32", "int64", [4 * 31_929 * 384, 8 * 31_929]),
+        ("bf16", "rows", [2 * 31_929 * 384]),
         ("i8", "rows", [31_929 * 388]),
     ],
 )
