@@ -19,10 +19,11 @@ from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
+from vqdistill.distill.calibration import ROUTE_LOSS
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.routing import calibrate_lift
 from vqdistill.distill.samplers import Corpus, TeacherLists
-from vqdistill.distill.trainer import ROUTE_LOSS, Distiller, training_rows
+from vqdistill.distill.trainer import Distiller, training_rows
 from vqdistill.errors import InvalidInput
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress, Stage
@@ -128,7 +129,7 @@ def test_report_tells_what_can_be_measured_again(
         model.router, report["routing"]["temperature"], coded.lists, judge
     )
     assert report["candidate_recall"] == pytest.approx(judge.candidate_recall(model, coded))
-    visited = judge.recall(judge.candidates(model, coded, report["nprobe"]))
+    visited = judge.recall(judge.candidates(model, coded, distiller.calibrated["nprobe"]))
     assert visited >= report["candidate_recall"] - ROUTE_LOSS
 
 
@@ -161,7 +162,7 @@ def real() -> tuple[Task, HeldOut]:
 def test_distillation_gains_on_real_queries(real: tuple[Task, HeldOut], codes: str) -> None:
     """On the held-out queries, which choose, and on test queries, which nobody has seen."""
     task, test = real
-    config = DistillConfig(depth=100, steps=20, eval_every=10, batch=64, random_docs=256, held_out=80)
+    config = DistillConfig(depth=100, steps=60, eval_every=10, batch=64, random_docs=256, held_out=160)
     form = IvfPqConfig(nlist=16, m=16, codes=codes, residual=codes == "additive")
     distiller = Distiller(form, config)
     model = fit(distiller, task)
@@ -226,7 +227,7 @@ def test_few_queries_give_the_start(tasks: dict[Metric, Task], codes: str, queri
     distiller = Distiller(shape(codes), QUICK)
     model = fit(distiller, task)
     assert "at least 20 queries" in distiller.report["skipped"]
-    assert distiller.report["held_out_queries"] == 0 and "nprobe" not in distiller.report
+    assert distiller.report["held_out_queries"] == 0 and distiller.calibrated == {}
     assert model.terms is None
     assert same(model, undistilled(shape(codes), QUICK, task)[0])
 
@@ -352,7 +353,7 @@ def test_a_corpus_that_does_not_fit_is_sampled(codes: str) -> None:
     distiller = Distiller(shape(codes), replace(QUICK, train_bytes=1 << 20, held_out=12, steps=2, eval_every=1))
     model = distiller.fit(src, queries, relevance)
     assert distiller.report["rows"] == 1024
-    assert 0 < distiller.report["nprobe"] <= 8
+    assert 0 < distiller.calibrated["nprobe"] <= 8
     if model.terms is not None:  # numbered by the whole source, which a build encodes
         assert len(model.terms.offsets) == src.n + 1
     assert np.isfinite(model.codewords).all()
@@ -412,7 +413,7 @@ def test_progress_is_told_of_every_stage(tasks: dict[Metric, Task]) -> None:
         "additive codes for the queries",
         "distil tables",
         "distil router",
-        "calibrate nprobe",
+        "calibrate the search",
     ]
     assert all(total is None or 0 < stage.done <= total for _, total, stage in recorder.stages)
 

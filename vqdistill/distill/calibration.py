@@ -97,7 +97,7 @@ def code_error(judge: HeldOut, model: IvfPqModel, codes: Codes) -> float:
 def calibrate_cuts(judge: HeldOut, model: IvfPqModel, codes: Codes) -> float | None:
     """Fewest deviations (see `SearchPolicy.deviations`) that cost at most CUT_LOSS of the recall; None if all do."""
     engine, order = judge.engine(model, codes)
-    options = {"k": CANDIDATES, "nprobe": model.nlist, "refine": 0, "threads": judge.threads}
+    options: dict[str, Any] = {"k": CANDIDATES, "nprobe": model.nlist, "refine": 0, "threads": judge.threads}
 
     def recall(deviations: float) -> float:
         positions = engine.search(judge.lists.queries, deviations=deviations, **options)[1]
