@@ -158,7 +158,7 @@ class Engine:
         nprobe : lists visited a query, 1..nlist; lists that tie go by lower number
         refine : 0 = scores of the codes: the best k + k // 8 + 16 rows by 8-bit tables are scored again with the float
             tables. Otherwise the best max(refine, k) rows by 8-bit tables are read from disk and scored exactly.
-        threads : 1..1024, over the queries
+        threads : 1..1024, over the queries; over lists where queries are fewer and scan long enough
 
         Returns
         -------
