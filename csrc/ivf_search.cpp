@@ -44,6 +44,7 @@ struct Workspace {
     std::vector<Scored> flat;  // the runs of rows that every query visits
     std::vector<Verifier::Job> jobs;
     Verifier verifier;
+    std::size_t threads = 1;  // that may scan for the block's query, if it is alone
 };
 
 // Borrows an idle workspace for the time of a call.
@@ -81,7 +82,8 @@ bool IvfSearch::scans_everything(const ProbeRule& probe, const AllowView& allow)
     return probe.most == index_.nlist && probe.lift == 0.0f && !index_.residual && allow.per_list == nullptr;
 }
 
-// Calls search(first, count, work) for blocks of the q queries, each of which takes about query_bytes.
+// Calls search(first, count, work) for blocks of the q queries, each of which takes about query_bytes. Threads for
+// which there is no block go to those that there are.
 template <class Search>
 void IvfSearch::run_blocks(std::size_t q, std::size_t query_bytes, std::size_t threads, Search search) const {
     if (q == 0) return;
@@ -92,6 +94,7 @@ void IvfSearch::run_blocks(std::size_t q, std::size_t query_bytes, std::size_t t
         const Lease lease(*this);
         for (std::size_t block = next(); block < blocks; block = next()) {
             const std::size_t first = block * per_block;
+            lease.work->threads = std::max<std::size_t>(1, (threads + block) / blocks);
             search(first, std::min(per_block, q - first), *lease.work);
         }
     });
@@ -162,7 +165,7 @@ void IvfSearch::find_candidates(const float* queries, std::size_t q, const Probe
     if (!flat) router_.route(queries, q, probe, allow, limits, work.routes);
     tables_.build(queries, q, cuts, keep_lut, work.tables);
     prepare(q, flat, work);
-    scan_.run({work.queries.data(), q}, cuts, allow, flat, limits, work.scan);
+    scan_.run({work.queries.data(), q}, cuts, allow, flat, work.threads, limits, work.scan);
     for (std::size_t i = 0; i < q; ++i) {
         stats[i].lists = static_cast<std::int64_t>(flat ? index_.nlist : work.queries[i].lists.size);
         stats[i].codes = work.queries[i].rows;

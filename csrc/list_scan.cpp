@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "parallel.h"
+
 namespace vqdistill {
 namespace {
 
@@ -72,14 +74,20 @@ ListScan::Rows ListScan::rows_of(std::size_t list, bool flat) const {
     return {list * rows, std::min((list + 1) * rows, index_.n())};
 }
 
-void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, CallLimits& limits,
-                   Scratch& scratch) const {
+void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
+                   CallLimits& limits, Scratch& scratch) const {
     std::vector<Visit>& visits = scratch.visits;
     const auto open = [](const QueryScan& query) { return query.next < query.lists.size; };
     while (std::any_of(queries.begin(), queries.end(), open)) {
         visits.clear();
+        const std::int64_t rows_before = queries[0].rows;
         for (std::size_t i = 0; i < queries.size; ++i)
             begin_epoch(queries[i], static_cast<std::uint32_t>(i), flat, visits);
+        const auto paying = static_cast<std::size_t>((queries[0].rows - rows_before) / kThreadRows);
+        if (queries.size == 1 && std::min(threads, paying) > 1) {
+            share_epoch(queries[0], cuts, allow, flat, std::min(threads, paying), limits, scratch);
+            continue;
+        }
         if (queries.size > 1)
             std::sort(visits.begin(), visits.end(), [](const Visit& a, const Visit& b) {
                 return a.list != b.list ? a.list < b.list : a.query < b.query;
@@ -88,9 +96,34 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
             if (first + nq < visits.size()) prefetch_head(rows_of(visits[first + nq].list, flat));
-            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, limits, scratch);
+            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, limits,
+                      scratch.hits);
         }
     }
+}
+
+// Scans the visits of a query's epoch on a few threads. Each takes list after list, so that a slow one delays no other,
+// and keeps what it finds in a copy of the query, whose bar then rises as fast as if it were alone.
+void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
+                           CallLimits& limits, Scratch& scratch) const {
+    const std::vector<Visit>& visits = scratch.visits;
+    std::vector<Helper>& helpers = scratch.helpers;
+    if (helpers.size() < threads) helpers.resize(threads);
+    for (std::size_t i = 0; i < threads; ++i) helpers[i].query = query;
+    std::atomic<std::size_t> started{0};
+    run_parallel(visits.size(), threads, [&](const auto& next) {
+        Helper& helper = helpers[started++];
+        for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
+            after = next();
+            if (after < visits.size()) prefetch_head(rows_of(visits[after].list, flat));
+            scan_rows(rows_of(visits[visit].list, flat), {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits,
+                      helper.hits);
+        }
+    });
+    // A row's tag tells whether it was found in this epoch, or copied with the query.
+    for (std::size_t i = 0; i < threads; ++i)
+        for (const Scored& row : helpers[i].query.found.best())
+            if (row.tag >= visits.front().tag) query.found.push(row);
 }
 
 // Fetches the first codes of a list while another one is scanned: a list is too short for a kernel to do so in time.
@@ -119,9 +152,9 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, st
 
 // Scans the rows of a list for the queries of its first nq visits.
 void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                         const AllowView& allow, CallLimits& limits, Scratch& scratch) const {
+                         const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
-    scratch.hits.resize(kScanQueries * kHitPlaces);
+    hits.resize(kScanQueries * kHitPlaces);
     Part parts[kScanQueries];
     for (std::size_t i = 0; i < nq; ++i) {
         QueryScan& query = queries[visits[i].query];
@@ -140,8 +173,7 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
             if (threshold > parts[i].query->tables.highest) continue;
             parts[active] = parts[i];
             ScanQuery& scan = scans[active];
-            scan = {parts[active].query->tables.tables, threshold, {}, scratch.hits.data() + active * kHitPlaces,
-                    kHitPlaces, 0};
+            scan = {parts[active].query->tables.tables, threshold, {}, hits.data() + active * kHitPlaces, kHitPlaces, 0};
             for (std::size_t s = 0; s < cuts.count; ++s)
                 scan.cuts[s] = std::max(0, parts[active].cut_sum - parts[active].query->tables.rest[s]);
             ++active;

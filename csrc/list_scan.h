@@ -29,9 +29,12 @@ struct QueryScan {
 // Rows that lists hold together while codes are scanned as one list; see ListScan::flat_lists.
 constexpr std::size_t kFlatRows = 4096;
 
+// Rows of an epoch that pay for one more thread, which takes about 20 us to start and to end.
+constexpr std::int64_t kThreadRows = 100'000;
+
 // Every query visits its lists in epochs, each twice as long as all before. The cuts of an epoch come from the best R of
 // the epochs before, so that what is found depends neither on the other queries of the block nor on the order
-// in which the lists of an epoch are scanned.
+// in which the lists of an epoch are scanned, nor on how many threads share them.
 class ListScan {
 public:
     // REQUIRES the view's arrays to outlive it. With `flat` the lists are runs of rows, see flat_lists.
@@ -40,17 +43,24 @@ public:
     struct Visit {
         std::uint32_t list, query, tag;
     };
+    // A thread's share in the epoch of a heavy query.
+    struct Helper {
+        QueryScan query;
+        std::vector<ScanHit> hits;
+    };
     struct Scratch {
         std::vector<Visit> visits;
         std::vector<ScanHit> hits;
+        std::vector<Helper> helpers;
     };
 
     // Runs that take the place of lists where every list is visited and all rows share one base.
     std::size_t flat_lists() const { return (block_count(index_.n()) + flat_blocks() - 1) / flat_blocks(); }
 
-    // Scans what each of the queries visits. Throws what limits.check() throws.
-    void run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, CallLimits& limits,
-             Scratch& scratch) const;
+    // Scans what each of the queries visits; up to `threads` threads share the long epochs of a query that is alone.
+    // Throws what limits.check() throws.
+    void run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
+             CallLimits& limits, Scratch& scratch) const;
 
 private:
     struct Part;
@@ -65,8 +75,10 @@ private:
     Rows rows_of(std::size_t list, bool flat) const;
     void prefetch_head(Rows rows) const;
     void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
+    void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
+                     CallLimits& limits, Scratch& scratch) const;
     void scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                   const AllowView& allow, CallLimits& limits, Scratch& scratch) const;
+                   const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const;
 
     IndexView index_;
     const Kernels& kernels_;

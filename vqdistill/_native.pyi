@@ -189,7 +189,7 @@ class Engine:
             far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.
         allow : (blocks, per_list): (ceil(n / 32),) uint32, bit r of block b = position 32 b + r may be found; and
             (nlist,) int64, the number of such rows in each list, which is not checked against the blocks. None = all
-        threads : 1..1024, over the queries
+        threads : 1..1024, over the queries; over lists where queries are fewer and scan long enough
         timeout_s : seconds until the call is given up, above 0; inf = never. Looked at between parts of the work.
 
         Returns

@@ -180,7 +180,7 @@ class SearchParams:
     """Reading stops when this share of the k results is expected among the candidates read. Near 1: more reads, less
     lost. None: the index's default, unless refine says how many."""
     threads: int = 1
-    """Threads over the queries of a call. Results do not depend on it."""
+    """Threads over the queries of a call, or over the lists of fewer long queries. Results do not depend on it."""
     timeout_s: float | None = None
     """Seconds after which the call is given up. None: never."""
 

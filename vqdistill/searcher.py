@@ -59,7 +59,7 @@ class Searcher:
             read, `refine` at most. Neither: the confidence that the index was compiled for.
         allow : rows that may be found: a boolean mask of the source's rows, external ids, or what `prepare` made of
             either; None = all
-        threads : threads over the queries; results do not depend on it
+        threads : threads over the queries, or over the lists of few; results do not depend on it
         timeout_s : seconds after which the call is given up; None = never
 
         Returns
