@@ -16,10 +16,6 @@ namespace vqdistill {
 namespace {
 
 constexpr std::size_t kLanes = 8;
-// How far ahead codes are fetched. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at
-// 512 bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
-constexpr std::size_t kPrefetchBytes = 4096;
-
 inline __m256i load32(const std::uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
 inline __m256i load_table(const std::uint8_t* table) {
@@ -52,37 +48,6 @@ struct PairCodes {
     __m256i first, second;
 };
 
-// The bytes may lie behind the codes: as an integer, because prefetching there is harmless but a pointer is not.
-inline void prefetch_ahead(const std::uint8_t* bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(bytes) + kPrefetchBytes), _MM_HINT_T0);
-}
-
-// Adds pairs first..last of a block to the sums of one query; with `Ahead`, fetches codes a line at a time meanwhile.
-template <bool Ahead = false>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
-                      BlockSums& sums) {
-    std::size_t p = first;
-    for (; p + 2 <= last; p += 2) {
-        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
-        const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub);
-        const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables + 2 * (p + 1) * kSub);
-        sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
-        sums.odd = _mm256_add_epi16(sums.odd, _mm256_add_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)));
-    }
-    if (p < last) sums.add(PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub));
-}
-
-// Adds pairs 0..last of a block to the sums of NQ queries, which share the unpacking of the codes.
-template <std::size_t NQ, bool Ahead = false>
-inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const ScanQuery* queries, BlockSums* sums) {
-    if constexpr (NQ == 1) return add_pairs<Ahead>(block, 0, last, queries[0].tables, sums[0]);
-    for (std::size_t p = 0; p < last; ++p) {
-        if (Ahead && p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
-        const PairCodes codes(block + p * kBlockRows);
-        for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(queries[i].tables + 2 * p * kSub));
-    }
-}
-
 // Which rows have sums of at least `threshold`: lanes of all ones, even and odd rows.
 struct Passed {
     Passed(const BlockSums& sums, int threshold) {
@@ -101,134 +66,13 @@ struct Passed {
     __m256i even, odd;
 };
 
-// Adds the rows of a block whose bit in `passed` is set to what a query found.
-inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
-    alignas(32) std::uint16_t even_odd[2][kBlockRows / 2];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[0]), sums.even());
-    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[1]), sums.odd);
-    for (; passed != 0; passed &= passed - 1) {
-        const auto row = static_cast<std::uint32_t>(__builtin_ctz(passed));
-        query.hits[query.found++] = {first_row + row, even_odd[row % 2][row / 2]};
-    }
+// Whether the sum of some row is at least `threshold`.
+inline bool reaches(const BlockSums& sums, int threshold) {
+    const __m256i best = _mm256_max_epi16(sums.even(), sums.odd), least = _mm256_set1_epi16(static_cast<short>(threshold));
+    return _mm256_movemask_epi8(_mm256_cmpgt_epi16(least, best)) != -1;
 }
 
-// A block whose fate is open.
-struct OpenBlock {
-    std::uint32_t number;
-    BlockSums sums;
-};
-
-// Writes a block behind `open` and returns whether it stays there: without a branch that nobody can predict.
-inline std::size_t keep_if(bool stays, std::uint32_t number, const BlockSums& sums, OpenBlock* open) {
-    *open = {number, sums};
-    return stays;
-}
-
-inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
-    for (std::size_t at = 0; at < size; at += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + at), _MM_HINT_T0);
-}
-
-// Takes a query through the rest of the blocks that passed its first cut.
-inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, ScanQuery& query) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    std::size_t done = codes.pairs[0];
-    for (std::size_t s = 1; s < codes.ncuts; done = codes.pairs[s++]) {
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            OpenBlock block = open[i];
-            const std::uint8_t* bytes = codes.packed + block.number * block_bytes;
-            add_pairs(bytes, done, codes.pairs[s], query.tables, block.sums);
-            kept += keep_if(!Passed(block.sums, query.cuts[s]).none(), block.number, block.sums, open + kept);
-        }
-        count = kept;
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        OpenBlock& block = open[i];
-        add_pairs(codes.packed + block.number * block_bytes, done, codes.m / 2, query.tables, block.sums);
-        const Passed passed(block.sums, query.threshold);
-        if (passed.none()) continue;
-        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
-        write_hits(passed.rows() & allowed, block.sums, block.number * kBlockRows, query);
-    }
-}
-
-// Blocks taken through the first cut together, so that the rest of those that pass is in cache when its turn comes.
-constexpr std::size_t kOpenBlocks = 16;
-
-// How many blocks every query has places for, at most kOpenBlocks.
-inline std::size_t blocks_with_places(const ScanQuery* queries, std::size_t nq) {
-    std::size_t blocks = kOpenBlocks;
-    for (std::size_t i = 0; i < nq; ++i) blocks = std::min(blocks, (queries[i].places - queries[i].found) / kBlockRows);
-    return blocks;
-}
-
-// Takes NQ queries through blocks first..last, with cuts.
-template <std::size_t NQ>
-inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows, head = codes.pairs[0] * kBlockRows;
-    OpenBlock open[NQ][kOpenBlocks];
-    std::size_t count[NQ] = {};
-    for (std::size_t b = first; b < last; ++b) {
-        if (codes.allow != nullptr && codes.allow[b] == 0) continue;
-        const std::uint8_t* block = codes.packed + b * block_bytes;
-        if (b + kOpenBlocks < codes.nblocks) prefetch(block + kOpenBlocks * block_bytes, head);
-        BlockSums sums[NQ];
-        add_first_pairs<NQ>(block, codes.pairs[0], queries, sums);
-        bool any = false;
-        for (std::size_t i = 0; i < NQ; ++i) {
-            const bool passes = !Passed(sums[i], queries[i].cuts[0]).none();
-            count[i] += keep_if(passes, static_cast<std::uint32_t>(b), sums[i], open[i] + count[i]);
-            any |= passes;
-        }
-        if (any) prefetch(block + head, block_bytes - head);
-    }
-    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], queries[i]);
-}
-
-template <std::size_t NQ>
-inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    for (std::size_t b = first; b < last; ++b) {
-        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
-        if (allowed == 0) continue;
-        const std::uint8_t* block = codes.packed + b * block_bytes;
-        BlockSums sums[NQ];
-        add_first_pairs<NQ, true>(block, codes.m / 2, queries, sums);
-        for (std::size_t i = 0; i < NQ; ++i) {
-            const Passed passed(sums[i], queries[i].threshold);
-            if (!passed.none())
-                write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
-        }
-    }
-}
-
-template <std::size_t NQ>
-std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
-    std::size_t b = 0;
-    while (b < codes.nblocks) {
-        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
-        if (last == b) break;
-        if (codes.ncuts > 0)
-            scan_with_cuts<NQ>(codes, b, last, queries);
-        else
-            scan_whole<NQ>(codes, b, last, queries);
-        b = last;
-    }
-    return b;
-}
-
-std::size_t scan_pq4(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept {
-    switch (nq) {
-        case 1:
-            return scan<1>(codes, queries);
-        case 2:
-            return scan<2>(codes, queries);
-        case 3:
-            return scan<3>(codes, queries);
-        default:
-            return scan<4>(codes, queries);
-    }
-}
+#include "scan_x86.h"
 
 template <__m128 (*op)(__m128, __m128)>
 inline float reduce(__m128 x) {
@@ -351,9 +195,24 @@ void gemm_nt(const float* a, std::size_t na, const float* b, std::size_t nb, std
     gemm(a, na, b, nb, d, c);
 }
 
+// Rows of halves that are widened once for all rows of a, if they are short enough for the stack.
+constexpr std::size_t kWidened = 4, kLongestWidened = 2048;
+
 void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::size_t nb, std::size_t d,
                  float* c) noexcept {
-    gemm(a, na, b, nb, d, c);
+    if (na < 4 || d > kLongestWidened) return gemm(a, na, b, nb, d, c);
+    float rows[kWidened * kLongestWidened];
+    for (std::size_t j = 0; j < nb; j += kWidened) {
+        const std::size_t count = std::min(kWidened, nb - j), size = count * d;
+        std::size_t t = 0;
+        for (; t + kLanes <= size; t += kLanes) _mm256_storeu_ps(rows + t, load8(b + j * d + t));
+        for (; t < size; ++t) rows[t] = _cvtsh_ss(b[j * d + t]);
+        if (count == kWidened) {
+            gemm_column<kWidened>(a, na, rows, d, c + j, nb);
+        } else {
+            for (std::size_t i = 0; i < count; ++i) gemm_column<1>(a, na, rows + i * d, d, c + j + i, nb);
+        }
+    }
 }
 
 // A row reader loads eight elements at i, or the first n < 8 of them with zeros behind.

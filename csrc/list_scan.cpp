@@ -12,8 +12,9 @@ namespace {
 constexpr std::int64_t kFirstEpoch = 2048;
 constexpr std::int64_t kEpochGrowth = 3;
 // Rows visited before an epoch has cuts: in a query's best lists most blocks would pass them, so that they cost more
-// than they save. On pypi200k two thirds of the blocks pass in the best 80 of 512 lists, and a fifth in all of them.
-constexpr std::int64_t kCutAfter = 16384;
+// than they save. On pypi200k two thirds of the blocks pass in the best 80 of 512 lists, 36,000 rows, and a fifth in all of
+// them.
+constexpr std::int64_t kCutAfter = 49152;
 // Hits of a query between two looks at its bar: few, so that the bar rises soon, but enough to keep the kernel in its
 // loop.
 constexpr std::size_t kHitPlaces = 512;
@@ -50,6 +51,7 @@ struct ListScan::Part {
     std::uint32_t tag;
     int cut_sum;  // what the whole sum must promise
 
+    bool cuts() const { return cut_sum > query->tables.rest[0]; }
     int threshold(std::size_t begin) const {
         return lowest_sum(base, query->tables.scale.step, static_cast<std::int64_t>(begin), query->found.bar());
     }
@@ -162,7 +164,10 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
         const Scored promise{query.cut_score, 0, std::numeric_limits<std::int64_t>::max()};
         parts[i] = {&query, base, visits[i].tag, lowest_sum(base, query.tables.scale.step, 0, promise)};
     }
-    ScanCodes codes{nullptr, 0, index_.m, cuts.count, {}, nullptr};
+    // Cuts that every block passes cost time and drop nothing.
+    const bool cutting =
+        cuts.count > 0 && std::any_of(parts, parts + nq, [](const Part& part) { return part.cuts(); });
+    ScanCodes codes{nullptr, 0, index_.m, cutting ? cuts.count : 0, {}, nullptr};
     std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
         limits.check();

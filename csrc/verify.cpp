@@ -61,20 +61,20 @@ void add_counts(const ReadCounts& counts, QueryStats& stats) {
 
 }  // namespace
 
-void Verifier::begin(Span<Job> jobs, std::size_t count) {
-    if (open_.size() < count) open_.resize(count);
-    for (std::size_t i = 0; i < count; ++i) {
+void Verifier::begin(Span<Job> jobs, bool in_order) {
+    if (open_.size() < jobs.size) open_.resize(jobs.size);
+    for (std::size_t i = 0; i < jobs.size; ++i) {
         open_[i].job = i;
         open_[i].error_sum = 0.0;
         open_[i].best.clear();
-        std::sort(jobs[i].candidates.begin(), jobs[i].candidates.end(), better);
+        if (in_order) std::sort(jobs[i].candidates.begin(), jobs[i].candidates.end(), better);
         jobs[i].read = 0;
     }
 }
 
 void Verifier::run(const DiskTier& dense, const Kernels& kernels, Metric metric, std::size_t k, const StopRule& rule,
                    Span<Job> jobs, CallLimits& limits) {
-    begin(jobs, jobs.size);
+    begin(jobs, rule.misses > 0.0f);
     std::size_t open = jobs.size;
     while (open > 0) {
         limits.check();

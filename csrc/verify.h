@@ -43,7 +43,7 @@ private:
         std::vector<float> best;   // min-heap of the k best exact scores
     };
 
-    void begin(Span<Job> jobs, std::size_t count);
+    void begin(Span<Job> jobs, bool in_order);
     bool settled(const Progress& progress, const Job& job, std::size_t k, const StopRule& rule) const;
 
     std::vector<Progress> open_;

@@ -184,7 +184,7 @@ class Engine:
             those not read are expected to hold no more than `misses` of the k results. The exact score of a row is
             taken to be normal around its code score + the mean error of the query's rows read so far.
         error : standard deviation of that normal distribution, above 0 if misses is
-        deviations : inf = scan every code whole. Less: behind the first 16,384 rows of a query, blocks of codes of
+        deviations : inf = scan every code whole. Less: behind the first 49,152 rows of a query, blocks of codes of
             m >= 16 are dropped after a quarter and a half of the code if no row would reach the worst of the best so
             far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.
         allow : (blocks, per_list): (ceil(n / 32),) uint32, bit r of block b = position 32 b + r may be found; and

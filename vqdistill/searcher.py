@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Searcher:
         self.reader = reader
         """The index."""
         self._engine = reader.engine(io)
+        # Calls repeat themselves, and checking takes longer than a small search. Typed: True is no k, but equals 1.
+        self._known = lru_cache(maxsize=64, typed=True)(self._options)
 
     def search(
         self,
@@ -77,20 +80,14 @@ class Searcher:
         VqdistillError
             If the dense file cannot be read.
         """
-        params = SearchParams(
-            nprobe=nprobe,
-            coverage=coverage,
-            refine=refine,
-            confidence=confidence,
-            threads=threads,
-            timeout_s=timeout_s,
-        )
-        options = self._probing(params) | self._verification(params, self._checked_k(k)) | self._limits(params, allow)
-        policy = self.reader.manifest.search
-        deviations = math.inf if policy.deviations is None else policy.deviations
-        scores, positions, work = self._run(
-            "search", self._prepared(queries), params, k=int(k), deviations=deviations, **options
-        )
+        asked = (k, nprobe, coverage, refine, confidence, threads, timeout_s)
+        try:
+            params, options = self._known(*asked)
+        except TypeError:  # what cannot be a key is no option either; the check says so
+            params, options = self._options(*asked)
+        if allow is not None:
+            options = options | self._filter(allow)
+        scores, positions, work = self._run("search", self._prepared(queries), params, **options)
         return Hits(scores, *self._named(positions), work)
 
     def range_search(
@@ -134,7 +131,7 @@ class Searcher:
             raise InvalidInput("verify must be False for an index without dense rows, got True")
         verify = manifest.dense != "none" if verify is None else bool(verify)
         margin = _MARGIN_ERRORS * (manifest.search.error or 0.0) if verify else 0.0
-        options = self._probing(params) | self._limits(params, allow)
+        options = self._probing(params) | ({} if allow is None else self._filter(allow))
         counts, scores, positions, work = self._run(
             "range_search",
             self._prepared(queries),
@@ -163,7 +160,8 @@ class Searcher:
 
     def _run(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
         try:
-            return getattr(self._engine, method)(rows, threads=params.threads, **options)
+            timeout_s = math.inf if params.timeout_s is None else params.timeout_s
+            return getattr(self._engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
         except TimeoutError:
             raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
         except OSError as error:
@@ -171,8 +169,32 @@ class Searcher:
 
     def _prepared(self, queries: Any) -> F32Rows:
         manifest = self.reader.manifest
-        rows = as_f32_rows(queries, "queries", manifest.d)
-        return unit_rows(rows, "queries") if manifest.metric is Metric.COSINE else rows
+        cosine = manifest.metric is Metric.COSINE
+        rows = as_f32_rows(queries, "queries", manifest.d, finite=not cosine)
+        return unit_rows(rows, "queries") if cosine else rows
+
+    def _options(
+        self,
+        k: Any,
+        nprobe: Any,
+        coverage: Any,
+        refine: Any,
+        confidence: Any,
+        threads: Any,
+        timeout_s: Any,
+    ) -> tuple[SearchParams, dict[str, Any]]:
+        """Check what a search asks for, and turn it into options of the engine."""
+        params = SearchParams(
+            nprobe=nprobe,
+            coverage=coverage,
+            refine=refine,
+            confidence=confidence,
+            threads=threads,
+            timeout_s=timeout_s,
+        )
+        results, deviations = self._checked_k(k), self.reader.manifest.search.deviations
+        fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
+        return params, fixed | self._probing(params) | self._verification(params, results)
 
     def _checked_k(self, k: Any) -> int:
         n = self.reader.manifest.n
@@ -218,19 +240,16 @@ class Searcher:
             raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
         return {"refine": refine, "misses": (1.0 - confidence) * k, "error": policy.error}
 
-    def _limits(self, params: SearchParams, allow: Any) -> dict[str, Any]:
-        """Options `allow` and `timeout_s` of the engine."""
-        timeout_s = math.inf if params.timeout_s is None else params.timeout_s
-        if allow is None:
-            return {"timeout_s": timeout_s}
+    def _filter(self, allow: Any) -> dict[str, Any]:
+        """Option `allow` of the engine."""
         prepared = allow if isinstance(allow, Allow) else self.prepare(allow)
         if prepared.index_id != self.reader.manifest.index_id:
             raise InvalidInput("allow must be prepared for the index that it filters, got that of another one")
-        return {"timeout_s": timeout_s, "allow": (prepared.blocks, prepared.per_list)}
+        return {"allow": (prepared.blocks, prepared.per_list)}
 
     def _named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """External ids and row numbers of positions."""
-        rows = self.reader.rows_of(positions)
+        rows = self.reader.rows_of(positions, checked=True)
         return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
 
 

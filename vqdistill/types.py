@@ -125,7 +125,7 @@ class RangeHits(Found):
         yield self.ids
 
 
-def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
+def as_f32_rows(x: Any, name: str, dim: int | None = None, *, finite: bool = True) -> F32Rows:
     """Return `x` as finite (b, d) float32 rows, copying only when it must.
 
     Parameters
@@ -133,6 +133,7 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
     x : (b, d) array-like of any real dtype (NumPy array, torch tensor on the CPU, nested list), or (d,) for one row
     name : what messages call it
     dim : wanted d, if known
+    finite : False leaves NaN and infinity to `unit_rows`, which refuses them as well
 
     Raises
     ------
@@ -153,7 +154,8 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None) -> F32Rows:
         raise InvalidInput(f"{name} must be real numbers of shape (rows, {dim or 'd'}), got {_shape_of(x)}") from None
     if out.ndim != 2 or out.shape[1] == 0 or (dim is not None and out.shape[1] != dim):
         raise InvalidInput(f"{name} must be of shape (rows, {dim or 'd'}), got {_shape_of(rows)}")
-    require_finite(out, name)
+    if finite:
+        require_finite(out, name)
     return out
 
 
@@ -179,10 +181,12 @@ def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
         If a row is zero; the message names its number, counted from `start`.
     """
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    zero = np.flatnonzero(norms == 0)
-    if zero.size:
+    if not np.isfinite(norms).all():
+        require_finite(rows, name, start)
+    if not norms.all():
+        zero = int(np.flatnonzero(norms == 0)[0])
         raise InvalidInput(
-            f"{name} row {start + int(zero[0])} is a zero vector, which has no direction under metric cosine"
+            f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine"
         )
     return np.asarray(rows / norms[:, None], dtype=np.float32)
 

@@ -119,7 +119,7 @@ def test_stopping_with_fewer_candidates_than_results(tmp_path):
         assert (stats[:, 3] == 5).all() and ((positions >= 0).sum(axis=1) == 5).all()
 
 
-ROWS, LISTS, WIDTH, CODES = 70_000, 60, 32, 32
+ROWS, LISTS, WIDTH, CODES = 240_000, 60, 32, 32
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "residual"])

@@ -13,7 +13,7 @@ using namespace vqdistill;
 namespace {
 
 // So many rows and codes that a scan has cuts.
-constexpr std::size_t kRows = 30000, kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
+constexpr std::size_t kRows = 80000, kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
 
 struct Arrays {
     std::vector<std::int64_t> list_offsets;

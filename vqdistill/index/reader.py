@@ -182,9 +182,9 @@ class IndexReader:
         """
         if self.manifest.ids == "rows":
             return self.rows_of(positions)
+        self._require_positions(positions, -1)
         if self.manifest.ids == "int64":
             return self._integers("ids", positions)
-        self._require_positions(positions, -1)
         wanted, back = np.unique(positions, return_inverse=True)
         texts = ["" if position < 0 else "?" for position in wanted.tolist()]
         found = np.flatnonzero(wanted >= 0)
@@ -192,8 +192,15 @@ class IndexReader:
             texts[at] = text
         return np.array(texts, dtype=np.str_)[back].reshape(positions.shape)
 
-    def rows_of(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing."""
+    def rows_of(self, positions: npt.NDArray[np.int64], checked: bool = False) -> npt.NDArray[np.int64]:
+        """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing.
+
+        Parameters
+        ----------
+        checked : whether the positions are known to be in range, as those that an engine gave are
+        """
+        if not checked:
+            self._require_positions(positions, -1)
         rows = self._integers("rows", positions)
         if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
             raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
@@ -294,7 +301,6 @@ class IndexReader:
         return read_rows(self._fds[kind], positions, segment.row_bytes, PAGE, self.path / segment.file)
 
     def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        self._require_positions(positions, -1)
         self._require_open()
         numbers = self._mapped(kind)
         found = positions >= 0
