@@ -12,8 +12,9 @@ using namespace vqdistill;
 
 namespace {
 
-// So many rows and codes that a scan has cuts.
-constexpr std::size_t kRows = 80000, kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
+// So many rows and codes that a scan has cuts; and so many that threads share the lists of a query.
+constexpr std::size_t kRows = 80000, kHeavyRows = 800'000;
+constexpr std::size_t kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
 
 struct Arrays {
     std::vector<std::int64_t> list_offsets;
@@ -31,24 +32,24 @@ std::vector<float> integers(std::size_t n, std::mt19937& random) {
     return values;
 }
 
-Arrays random_arrays() {
+Arrays random_arrays(std::size_t rows) {
     std::mt19937 random(2);
     Arrays arrays;
     for (std::size_t l = 0; l <= kLists; ++l)
-        arrays.list_offsets.push_back(static_cast<std::int64_t>(l * kRows / kLists));
+        arrays.list_offsets.push_back(static_cast<std::int64_t>(l * rows / kLists));
     arrays.router = integers(kLists * kD, random);
     arrays.coarse = integers(kLists * kD, random);
     arrays.mean = integers(kD, random);
     arrays.rotation = integers(kM * kDsub * kD, random);
     arrays.codewords = integers(kM * kSub * kDsub, random);
     arrays.queries = integers(kQueries * kD, random);
-    arrays.dense = integers(kRows * kD, random);
-    std::vector<std::uint8_t> codes(kRows * kM);
+    arrays.dense = integers(rows * kD, random);
+    std::vector<std::uint8_t> codes(rows * kM);
     for (std::uint8_t& code : codes) code = random() % kSub;
-    arrays.packed.resize(block_count(kRows) * kM / 2 * kBlockRows);
-    CHECK(pack_codes(codes.data(), kRows, kM, arrays.packed.data()));
-    arrays.allowed_rows.resize(block_count(kRows));
-    for (std::uint32_t& rows : arrays.allowed_rows) rows = static_cast<std::uint32_t>(random());
+    arrays.packed.resize(block_count(rows) * kM / 2 * kBlockRows);
+    CHECK(pack_codes(codes.data(), rows, kM, arrays.packed.data()));
+    arrays.allowed_rows.resize(block_count(rows));
+    for (std::uint32_t& bits : arrays.allowed_rows) bits = static_cast<std::uint32_t>(random());
     for (std::size_t l = 0; l < kLists; ++l)
         for (std::int64_t row = arrays.list_offsets[l]; row < arrays.list_offsets[l + 1]; ++row)
             arrays.allowed_per_list[l] += arrays.allowed_rows[row / kBlockRows] >> row % kBlockRows & 1;
@@ -185,6 +186,26 @@ void check_calls_that_end_early(const Arrays& arrays) {
     }
 }
 
+// One query whose last epochs pay for several threads.
+void check_threads_share_lists(const Arrays& arrays) {
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, Metric::ip, false), no_dense);
+    for (SearchOptions options : ways_to_search(arrays)) {
+        options.refine = 0;
+        std::vector<std::int64_t> wanted(kBest);
+        for (const std::size_t threads : {1, 2, 3, 8}) {
+            std::vector<float> scores(kBest);
+            std::vector<std::int64_t> positions(kBest);
+            QueryStats stats;
+            CallLimits limits;
+            options.threads = threads;
+            search.search(arrays.queries.data(), 1, options, limits, scores.data(), positions.data(), &stats);
+            if (threads == 1) wanted = positions;
+            CHECK(positions == wanted);
+        }
+    }
+}
+
 void check_each_task_runs_once() {
     for (const std::size_t threads : {1, 2, 7})
         for (const std::size_t tasks : {0, 1, 5, 1000}) {
@@ -214,11 +235,12 @@ void check_exception_reaches_the_caller() {
 }  // namespace
 
 int main() {
-    const Arrays arrays = random_arrays();
+    const Arrays arrays = random_arrays(kRows);
     check_concurrent_searches(arrays, Metric::ip, false);
     check_concurrent_searches(arrays, Metric::ip, true);
     check_concurrent_searches(arrays, Metric::l2, false);
     check_calls_that_end_early(arrays);
+    check_threads_share_lists(random_arrays(kHeavyRows));
     check_each_task_runs_once();
     check_exception_reaches_the_caller();
 }
