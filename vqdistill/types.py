@@ -185,9 +185,7 @@ def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
         require_finite(rows, name, start)
     if not norms.all():
         zero = int(np.flatnonzero(norms == 0)[0])
-        raise InvalidInput(
-            f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine"
-        )
+        raise InvalidInput(f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine")
     return np.asarray(rows / norms[:, None], dtype=np.float32)
 
 
