@@ -127,9 +127,7 @@ def main() -> None:
     with vqdistill.open_index(options.index) as index:
         manifest = index.manifest
         queries = unit_rows(queries, "queries") if manifest.metric is Metric.COSINE else queries
-        found = index.engine().search(
-            queries, k=options.candidates, nprobe=manifest.search["nprobe"], refine=0, threads=1
-        )
+        found = index.engine().search(queries, k=options.candidates, nprobe=manifest.search.nprobe, refine=0, threads=1)
         candidates = found[1]
         dense = manifest.segments["dense"]
         file = ColdFile(options.index / dense.file)
