@@ -16,22 +16,8 @@ namespace vqdistill {
 namespace {
 
 constexpr std::size_t kLanes = 8;
-inline __m256i load32(const std::uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
-inline __m256i load_table(const std::uint8_t* table) {
-    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
-}
-
-// Sums of a block as 16-bit lanes: `both` holds even row + 256 * odd row, modulo 2^16, `odd` the odd rows.
-struct BlockSums {
-    BlockSums() : both(_mm256_setzero_si256()), odd(both) {}
-    void add(__m256i bytes) {
-        both = _mm256_add_epi16(both, bytes);
-        odd = _mm256_add_epi16(odd, _mm256_srli_epi16(bytes, 8));
-    }
-    __m256i even() const { return _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8)); }
-    __m256i both, odd;
-};
+#include "sums_x86.h"
 
 // The codes of a pair of subspaces, apart.
 struct PairCodes {

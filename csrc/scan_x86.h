@@ -1,5 +1,5 @@
-// The scan of the x86 levels. Each includes it within its target region and anonymous namespace, behind what differs:
-//   BlockSums  sums of 32 rows as 16-bit lanes, with both, odd, even() and add(bytes)
+// The scan of the x86 levels, on the BlockSums of sums_x86.h. Each level includes both within its target region and
+// anonymous namespace, this one behind what differs:
 //   PairCodes  the codes of a pair of subspaces, with look_up(tables)
 //   Passed     which rows of a block have sums of at least a threshold, with none() and rows()
 //   reaches    whether the sum of some row is at least a threshold
