@@ -72,6 +72,7 @@ DOORS = {
 LATE = {
     ("data", "pyarrow"),
     ("index.reader", "vqdistill.model.ivfpq"),
+    ("index.reader", "vqdistill.model.space"),
     ("cli", "vqdistill.data.sources"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),

@@ -101,6 +101,11 @@ class IvfPqConfig:
         _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
 
 
+STAGES = ("space", "lists", "codes", "tables", "router")
+"""Stages of distillation: coordinates of the codes, lists shaped by queries, codes for each row's queries, look-up
+tables (product codes: rotation and codewords), router."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
     """How the query side of a model is trained. The defaults were chosen on held-out learn queries."""
@@ -109,6 +114,8 @@ class DistillConfig:
     """Seed of the split into training and held-out queries and of every batch."""
     enabled: bool = True
     """False stops after the undistilled start; the held-out queries then only choose that start."""
+    skip: tuple[str, ...] = ()
+    """Stages left out, of STAGES; for measuring what each brings."""
     loss: str = "listnet"
     """Name in distill.losses.LOSSES."""
     depth: int = 200
@@ -152,6 +159,8 @@ class DistillConfig:
             _require(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive integer")
         for name in ("codewords_rate", "rotation_rate", "tables_rate", "router_rate"):
             _require(_is_finite(getattr(self, name)), name, getattr(self, name), "a finite number of at least 0")
+        known = isinstance(self.skip, tuple) and set(self.skip) <= set(STAGES)
+        _require(known, "skip", self.skip, f"a tuple of names among {', '.join(STAGES)}")
         _require(_is_int(self.random_docs, 0), "random_docs", self.random_docs, "a non-negative integer")
         _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
         _require(_is_int(self.train_bytes, 1 << 20), "train_bytes", self.train_bytes, "at least 1 MiB")

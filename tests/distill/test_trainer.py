@@ -32,8 +32,18 @@ from vqdistill.types import Codes, Metric
 SAMPLE = Path(__file__).parent.parent.parent / "data" / "debian-sample.h5"
 ARRAYS = ("mean", "coarse", "router", "rotation", "codewords", "doc_codewords")
 QUICK = DistillConfig(
-    depth=DEPTH, list_length=20, steps=20, eval_every=10, patience=2, batch=64, random_docs=100, held_out=30
+    depth=DEPTH,
+    list_length=20,
+    steps=20,
+    eval_every=10,
+    patience=2,
+    batch=64,
+    random_docs=100,
+    held_out=30,
+    skip=("space",),
 )
+"""Codes are learned in the rows' own coordinates, so that models can be compared with their start bit by bit."""
+IN_A_SPACE = replace(QUICK, skip=())
 KINDS = [
     (Metric.IP, "pq", False),
     (Metric.IP, "pq", True),
@@ -451,3 +461,18 @@ def test_training_rows_are_seeded() -> None:
     relevance = random_relevance(0, 100, 5)
     first, again, other = (training_rows(100, relevance, 30, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_codes_in_a_space_of_their_own(tasks: dict[Metric, Task]) -> None:
+    """What the report says of the model, in coordinates of its own, holds for the model of the rows."""
+    task = tasks[Metric.IP]
+    distiller = Distiller(shape("additive"), IN_A_SPACE)
+    model = fit(distiller, task)
+    errors = distiller.report["space"]
+    assert model.space is not None and min(errors.values()) < errors["own"]
+    judge = judge_of(distiller, task)
+    after = next(stage for stage in distiller.report["stages"] if stage["stage"] == "tables")["after"]
+    assert recall(judge, model, distiller) == pytest.approx(after, abs=0.01)
+    plain = Distiller(shape("additive"), QUICK)
+    assert fit(plain, task).space is None and "space" not in plain.report
+    assert recall(judge, model, distiller) > recall(judge, fit(plain, task), plain) - 0.01

@@ -20,6 +20,7 @@ from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.losses import LOSSES, calibrate_temperature
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
 from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
+from vqdistill.distill.spaces import choose_space
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
@@ -27,8 +28,9 @@ from vqdistill.kernels.threads import one_library_thread
 from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.space import Space
 from vqdistill.progress import Progress
-from vqdistill.types import Codes, Metric, as_f32_rows
+from vqdistill.types import Codes, F32Rows, Metric, as_f32_rows
 
 _log = logging.getLogger(__name__)
 
@@ -132,10 +134,12 @@ class Distiller:
         corpus = self._corpus(src, rows)
         local = _renumber(relevance, rows)
         train, held = self._split(local, rng)
-        depth = self.config.depth
-        lists = [TeacherLists.from_relevance(queries[part], local.select(part), depth) for part in (train, held)]
-        judge = HeldOut(corpus, lists[1], self.threads)
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
+        space = self._space(corpus, queries, local, train, held)
+        if space is not None:
+            corpus, queries = Corpus(space.docs(corpus.x), src.metric), space.queries(queries)
+        lists = [self._lists(queries, local, part) for part in (train, held)]
+        judge = HeldOut(corpus, lists[1], self.threads)
         terms = None
         if self.config.enabled and judge.usable:
             terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
@@ -145,10 +149,12 @@ class Distiller:
         if terms is not None:
             if model.anchors is not None:
                 model = replace(model, list_terms=terms)
-            if model.additive:
+            if model.additive and "codes" not in self.config.skip:
                 model, codes = self._serve_queries(model, codes, terms, rows, lesson)
-            model, codes = self._distil(model, codes, lesson, rng)
-            model = self._route(model, lesson, rng)
+            if "tables" not in self.config.skip:
+                model, codes = self._distil(model, codes, lesson, rng)
+            if "router" not in self.config.skip:
+                model = self._route(model, lesson, rng)
         elif self.config.enabled:
             self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
         model, codes = widest_codebooks_first(model, codes)
@@ -157,7 +163,7 @@ class Distiller:
             with self.progress.stage("calibrate the search"):
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
                 self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
-        return model
+        return model.in_rows_space(space)
 
     def _split(
         self, relevance: Relevance, rng: np.random.Generator
@@ -174,13 +180,34 @@ class Distiller:
             stage.advance(len(rows))
         return Corpus(x, src.metric)
 
+    def _lists(self, queries: F32Rows, relevance: Relevance, part: npt.NDArray[np.int64]) -> TeacherLists:
+        return TeacherLists.from_relevance(queries[part], relevance.select(part), self.config.depth)
+
+    def _space(
+        self,
+        corpus: Corpus,
+        queries: F32Rows,
+        relevance: Relevance,
+        train: npt.NDArray[np.int64],
+        held: npt.NDArray[np.int64],
+    ) -> Space | None:
+        """Choose the coordinates of additive codes; all training happens in them."""
+        stage_runs = self.config.enabled and "space" not in self.config.skip and len(held) > 0
+        if not stage_runs or self.model.codes != "additive":
+            return None
+        judge = HeldOut(corpus, self._lists(queries, relevance, held), self.threads)
+        with self.progress.stage("coordinates of the codes"):
+            space, errors = choose_space(judge, queries[train], self.model.m, self.model.seed)
+        self.report["space"] = errors
+        return space
+
     def _coarse(self, corpus: Corpus, terms: RowTerms | None, judge: HeldOut) -> Coarse:
         """Cluster the rows; with queries, also by the queries, and let the held-out ones choose."""
         nlist, seed = self.model.nlist, self.model.seed
         with self.progress.stage("coarse k-means", len(corpus.x)) as stage:
             plain = train_coarse(corpus.x, nlist, seed)
             stage.advance(len(corpus.x))
-        if terms is None:
+        if terms is None or "lists" in self.config.skip:
             return plain
         with self.progress.stage("lists for the queries", len(corpus.x)) as stage:
             coarse, before, after = choose_lists(plain, terms, judge, seed)

@@ -98,11 +98,18 @@ class IndexReader:
 
     @cached_property
     def model(self) -> IvfPqModel:
-        """The model; the first access loads `doc_codewords`, which are not resident otherwise."""
+        """The model; the first access loads what encodes rows, which is not resident otherwise."""
         # Here, because its encoder loads Numba, which opening and searching must not.
         from vqdistill.model.ivfpq import IvfPqModel
+        from vqdistill.model.space import Space
 
         self._require_open()
+        space = None
+        if "doc_space" in self.manifest.segments:
+            try:
+                space = Space.of_forward(self._load("doc_space"))
+            except InvalidInput as error:
+                raise CorruptIndex(f"{self.manifest.segments['doc_space'].file}: {error}") from None
         arrays = self._arrays
         return IvfPqModel(
             metric=self.manifest.metric,
@@ -113,6 +120,7 @@ class IndexReader:
             rotation=self._rotation,
             codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
+            space=space,
         )
 
     def engine(self, io: str = "auto") -> Engine:

@@ -18,7 +18,7 @@ from vqdistill.index.policy import SearchPolicy
 from vqdistill.types import Metric
 
 FORMAT = "vqdistill"
-VERSION = 2
+VERSION = 3
 """Format version that is written, and the newest that is read."""
 OLDEST_VERSION = 1
 """Oldest format version that is read."""
@@ -126,6 +126,8 @@ class Layout:
     """Element type of router, coarse and codewords."""
     id_bytes: int = 0
     """Bytes of all string ids together; 0 for other kinds of ids."""
+    version: int = VERSION
+    """Format version of the files."""
 
     @property
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -150,6 +152,8 @@ class Layout:
         }
         if self.codes == "pq":
             arrays["rotation"] = ("f4", (self.m * self.dsub, self.d))
+        elif self.version >= 3:
+            arrays["doc_space"] = ("f4", (self.d, self.d))
         if self.dense != "none":
             dtype, width = dense[self.dense]
             arrays["dense"] = (dtype, (self.n, width))
@@ -305,6 +309,7 @@ class Manifest:
             ids=ids,
             codes=codes,
             tables=tables,
+            version=version,
         )
         if codes == "additive" and dsub != layout.d:
             top.fail("dsub", dsub, f"d = {layout.d} for additive codes")

@@ -31,7 +31,7 @@ _CHUNK_ROWS = 2048 * BLOCK_ROWS
 """Rows packed, and string ids gathered, at a time."""
 _TABLE_ARRAYS = ("router", "codewords", "coarse")
 """What is stored as the writer's `tables` says."""
-_MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords")
+_MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
 
 Chunks = Iterator[npt.NDArray[Any]]
 

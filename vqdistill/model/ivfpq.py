@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model import lists as query_lists
 from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
 from vqdistill.model.kmeans import nearest
+from vqdistill.model.space import Space
 from vqdistill.types import Codes, F32Rows, Metric
 
 _ROWS_AT_ONCE = 8192
@@ -25,6 +26,8 @@ class IvfPqModel:
 
     Product codes stand for `rotation @ (x - base)`, one codeword of dsub dimensions a subspace; additive codes for
     `x - base` itself, as a sum of m codewords of all d dimensions. base is `coarse[list]` (residual) or `mean` (plain).
+    Additive codes and lists are found in the coordinates of `space`; all arrays but those for encoding are in the rows'
+    own.
     With the query q, the score of list l and codes c is, larger being better,
 
     * ip, cosine: <q, coarse[l]> or <q, mean>, plus sum_j <q_j, codewords[j, c_j]>
@@ -32,10 +35,9 @@ class IvfPqModel:
 
     where q_j is the j-th subspace of rotation @ q for product codes, and q for additive ones.
 
-    Lists are visited in the order of <q, router[l]> (l2: less |router[l]|^2 / 2). `doc_codewords` serves encoding
-    only and
-    stays on disk; `router` and `codewords` serve queries only, and are what distillation moves last. All arrays are
-    float32 and C-contiguous.
+    Lists are visited in the order of <q, router[l]> (l2: less |router[l]|^2 / 2). `doc_codewords` and `space` serve
+    encoding only and stay on disk; `router` and `codewords` serve queries only, and are what distillation moves last.
+    All arrays are float32 and C-contiguous.
 
     References
     ----------
@@ -58,12 +60,14 @@ class IvfPqModel:
     codewords: F32Rows
     """(m, ksub, dsub); dsub = d for additive codes"""
     doc_codewords: F32Rows
-    """(m, ksub, dsub) that rows are encoded with"""
+    """(m, ksub, dsub) that rows are encoded with, in the coordinates of `space`"""
+    space: Space | None = None
+    """Coordinates that rows are encoded in; None = their own, as for product codes."""
     terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
     """What `build` encodes the rows of the training corpus with, by row number; no part of an index."""
     anchors: F32Rows | None = field(default=None, compare=False, repr=False)
-    """(nlist, d) that row signatures (`lists.signatures`) go to the nearest of, where queries shaped the lists; None =
-    rows go to the nearest `coarse`. No part of an index."""
+    """(nlist, d) that row signatures (`lists.signatures`) go to the nearest of, where queries shaped the lists, in the
+    coordinates of `space`; None = rows go to the nearest `coarse`. No part of an index."""
     list_terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
     """What `build` assigns the rows of the training corpus with, by row number; no part of an index."""
 
@@ -73,9 +77,12 @@ class IvfPqModel:
         ok = ok and self.codewords.shape == self.doc_codewords.shape and self.coarse.shape == self.router.shape
         ok = ok and self.coarse.shape[1] == self.rotation.shape[1] == self.d
         ok = ok and (self.anchors is None or self.anchors.shape == self.coarse.shape)
+        ok = ok and (self.space is None or self.space.forward.shape == self.space.inverse.shape == (self.d, self.d))
         if not ok or len(self.rotation) != (0 if self.additive and self.dsub == self.d else self.m * self.dsub):
             shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
             raise InvalidInput(f"model arrays must agree in nlist, d, m and dsub with ksub {KSUB}, got {shapes}")
+        if self.space is not None and not self.additive:
+            raise InvalidInput("space must be None for product codes: their rotation turns queries and rows alike")
         if self.metric is Metric.L2 and (self.residual or self.additive):
             raise InvalidInput(
                 "metric l2 needs plain product codes: with others its score is no sum over list and codes"
@@ -106,30 +113,24 @@ class IvfPqModel:
         """Dimensions of a codeword."""
         return int(self.codewords.shape[2])
 
+    @property
+    def doc_space(self) -> F32Rows:
+        """What an index keeps of `space`: (d, d), the identity where rows are encoded in their own coordinates."""
+        return np.eye(self.d, dtype=np.float32) if self.space is None else self.space.forward
+
     @one_library_thread()
     def assign(self, x: F32Rows, list_terms: RowTerms | None = None) -> npt.NDArray[np.int32]:
         """List of each row (b, d), ties to the lowest: nearest in squared L2, by `anchors` if there are any, else by
         `coarse`, which takes no terms. Returns (b,) int32.
         """
-        if self.anchors is None:
-            return nearest(x, self.coarse)
-        return query_lists.assign(x, self.mean, list_terms, self.anchors)
+        return self._assign(self._docs(x), list_terms)
 
     @one_library_thread()
     def quantize(
         self, x: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None = None
     ) -> npt.NDArray[np.uint8]:
         """Code each row (b, d) given its list (b,) int32. Returns (b, m) uint8."""
-        out = np.empty((x.shape[0], self.m), np.uint8)
-        for at in range(0, x.shape[0], _ROWS_AT_ONCE):
-            part = slice(at, at + _ROWS_AT_ONCE)
-            y = np.asarray(x[part] - self._base(lists[part]), dtype=np.float32)
-            if self.additive:
-                metric = row_metric(x[part], self.mean, None if terms is None else terms.take(part))
-                out[part] = encode_additive(y, metric, self.doc_codewords)
-            else:
-                out[part] = jit.pq_assign(matmul_t(y, self.rotation), self.doc_codewords)
-        return out
+        return self._quantize(self._docs(x), lists, terms)
 
     def encode(self, x: F32Rows, terms: RowTerms | None = None, list_terms: RowTerms | None = None) -> Codes:
         """Assign each row to its list and quantize it.
@@ -152,16 +153,55 @@ class IvfPqModel:
         """
         if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
             raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
-        lists = self.assign(x, list_terms)
-        return Codes(lists, self.quantize(x, lists, terms))
+        with one_library_thread():
+            docs = self._docs(x)
+            lists = self._assign(docs, list_terms)
+            return Codes(lists, self._quantize(docs, lists, terms))
 
     def decode(self, codes: Codes) -> F32Rows:
         """Approximate rows (b, d) float32 that the codes stand for."""
         if self.additive:
-            return self._base(codes.lists) + additive.decode(codes.codes, self.doc_codewords)
+            sums = additive.decode(codes.codes, self.doc_codewords)
+            return self._base(codes.lists) + (sums if self.space is None else self.space.queries(sums))
         words = self.doc_codewords[np.arange(self.m), codes.codes]
         back = words.reshape(len(words), -1) @ np.linalg.pinv(self.rotation).T
         return np.asarray(self._base(codes.lists) + back, dtype=np.float32)
+
+    def in_rows_space(self, space: Space | None) -> IvfPqModel:
+        """The model of rows x, if this one was trained on `space.docs(x)` and `space.queries(q)`; scores stay."""
+        if space is None:
+            return self
+        words = space.queries(self.codewords.reshape(-1, self.d)).reshape(self.codewords.shape)
+        return replace(
+            self,
+            space=space,
+            mean=space.queries(self.mean[None])[0],
+            coarse=space.queries(self.coarse),
+            router=space.queries(self.router),
+            codewords=words,
+        )
+
+    def _docs(self, x: F32Rows) -> F32Rows:
+        return x if self.space is None else self.space.docs(x)
+
+    def _assign(self, docs: F32Rows, list_terms: RowTerms | None) -> npt.NDArray[np.int32]:
+        if self.anchors is None:
+            return nearest(docs, self._docs(self.coarse))
+        return query_lists.assign(docs, self._docs(self.mean[None])[0], list_terms, self.anchors)
+
+    def _quantize(self, docs: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None) -> npt.NDArray[np.uint8]:
+        out = np.empty((len(docs), self.m), np.uint8)
+        mean = self._docs(self.mean[None])[0]
+        coarse = self._docs(self.coarse) if self.residual else None
+        for at in range(0, len(docs), _ROWS_AT_ONCE):
+            part = slice(at, at + _ROWS_AT_ONCE)
+            y = np.asarray(docs[part] - (mean if coarse is None else coarse[lists[part]]), dtype=np.float32)
+            if self.additive:
+                metric = row_metric(docs[part], mean, None if terms is None else terms.take(part))
+                out[part] = encode_additive(y, metric, self.doc_codewords)
+            else:
+                out[part] = jit.pq_assign(matmul_t(y, self.rotation), self.doc_codewords)
+        return out
 
     def _base(self, lists: npt.NDArray[np.int32]) -> F32Rows:
         return self.coarse[lists] if self.residual else self.mean
