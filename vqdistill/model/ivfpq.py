@@ -16,7 +16,8 @@ from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row
 from vqdistill.model.kmeans import nearest
 from vqdistill.types import Codes, F32Rows, Metric
 
-_ROWS_AT_ONCE = 8192
+_BLOCK_BYTES = 32 << 20
+"""Float32 bytes of the rows that are quantized at once: many, as products of queries are shared among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +122,9 @@ class IvfPqModel:
     ) -> npt.NDArray[np.uint8]:
         """Code each row (b, d) given its list (b,) int32. Returns (b, m) uint8."""
         out = np.empty((x.shape[0], self.m), np.uint8)
-        for at in range(0, x.shape[0], _ROWS_AT_ONCE):
-            part = slice(at, at + _ROWS_AT_ONCE)
+        block = max(1, _BLOCK_BYTES // (4 * self.d))
+        for at in range(0, x.shape[0], block):
+            part = slice(at, at + block)
             y = np.asarray(x[part] - self._base(lists[part]), dtype=np.float32)
             if self.additive:
                 metric = row_metric(x[part], self.mean, None if terms is None else terms.take(part))
