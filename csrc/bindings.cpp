@@ -12,6 +12,7 @@
 #include <tuple>
 #include <utility>
 
+#include "additive.h"
 #include "disk_tier.h"
 #include "dispatch.h"
 #include "io_uring.h"
@@ -435,6 +436,50 @@ py::array_t<float> py_pq_tables(const std::string& level, const py::object& rota
     return lut;
 }
 
+void require_queries(const Array<std::int32_t>& lists, std::size_t nqueries) {
+    const auto end = static_cast<std::int32_t>(nqueries);
+    for (std::size_t i = 0; i < lists.size(0) * lists.size(1); ++i)
+        if (lists.data()[i] < -1 || lists.data()[i] >= end)
+            refuse("lists", "-1 or a number below " + number(nqueries), std::to_string(lists.data()[i]));
+}
+
+py::array_t<std::uint8_t> py_encode_additive(const std::string& level, const py::object& y, const py::object& x,
+                                             float eta, const py::object& lists, const py::object& weights,
+                                             const py::object& queries, const py::object& codewords,
+                                             const py::object& codes, py::ssize_t sweeps, py::ssize_t rounds,
+                                             py::ssize_t threads) {
+    const Array<float> rows(y, "y", "(n, d) float32", {kAny, kAny});
+    const py::ssize_t n = rows.array().shape(0), d = rows.array().shape(1);
+    const Array<float> own(x, "x", "(n, d) float32", {n, d});
+    const Array<std::int32_t> of_rows(lists, "lists", "(n, r) int32", {n, kAny});
+    const Array<float> weight(weights, "weights", "(n, r) float32", {n, of_rows.array().shape(1)});
+    const Array<float> query(queries, "queries", "(q, d) float32", {kAny, d});
+    const Array<float> words(codewords, "codewords", "(m, 16, d) float32", {kAny, kSub, d});
+    require_queries(of_rows, query.size(0));
+    if (!(eta >= 0)) refuse("eta", "at least 0", std::to_string(eta));
+    const std::size_t m = in_range("m", words.array().shape(0), 1, kMaxM);
+    py::array_t<std::uint8_t> out = empty<std::uint8_t>({rows.size(0), m});
+    if (!codes.is_none()) {
+        const Array<std::uint8_t> start(codes, "codes", "(n, m) uint8", {n, static_cast<py::ssize_t>(m)});
+        const std::uint8_t* const end = start.data() + start.size(0) * m;
+        if (std::any_of(start.data(), end, [](std::uint8_t code) { return code >= kSub; }))
+            throw py::value_error("codes must be below 16, got larger ones");
+        std::copy(start.data(), end, out.mutable_data());
+    }
+    const AdditiveRows in{rows.data(),   rows.size(0),      rows.size(1), own.data(),   eta, of_rows.data(),
+                          weight.data(), of_rows.size(1), query.data(), query.size(0)};
+    const AdditiveEffort effort{codes.is_none(), in_range("sweeps", sweeps, 0, 1 << 20),
+                                in_range("rounds", rounds, 0, 1 << 20)};
+    const Kernels& kernels = find_kernels(level);
+    const std::size_t workers = in_range("threads", threads, 1, 1024);
+    std::uint8_t* const found = out.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        encode_additive(kernels, in, words.data(), m, effort, workers, found);
+    }
+    return out;
+}
+
 py::array_t<float> py_gemm_nt(const std::string& level, const py::object& a, const py::object& b) {
     const Array<float> x(a, "a", "(na, d) float32", {kAny, kAny});
     const Array<float> y(b, "b", "(nb, d) float32", {kAny, x.array().shape(1)});
@@ -537,6 +582,9 @@ PYBIND11_MODULE(_native, module) {
                arg("pairs"), arg("cuts"), arg("allow") = py::none(), arg("places"));
     module.def("quantize_tables", py_quantize_tables, arg("level"), arg("lut"));
     module.def("pq_tables", py_pq_tables, arg("level"), arg("rotated"), arg("words_t"), arg("init"));
+    module.def("encode_additive", py_encode_additive, arg("level"), arg("y"), arg("x"), arg("eta"), arg("lists"),
+               arg("weights"), arg("queries"), arg("codewords"), arg("codes") = py::none(), py::kw_only(),
+               arg("sweeps"), arg("rounds"), arg("threads"));
     module.def("gemm_nt", py_gemm_nt, arg("level"), arg("a"), arg("b"));
     module.def("gemm_nt_f16", py_gemm_nt_f16, arg("level"), arg("a"), arg("b"));
     module.def("dense_scores", py_dense_scores, arg("level"), arg("metric"), arg("dtype"), arg("query"), arg("rows"));

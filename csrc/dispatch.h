@@ -48,6 +48,34 @@ struct ScanQuery {
     std::size_t found;   // hits written so far; the scan adds behind them
 };
 
+// Additive codebooks C (m, 16, d), as a search for codes sees them.
+struct AdditiveBooks {
+    const float* gram;  // (m, 16, m, 16): inner products of all codewords
+    const float* own;   // (m, 16, 16): those of each codebook with itself
+    std::size_t m;      // <= kMaxM
+};
+
+// A row y whose codes are searched under the metric A = I + sum_t u_t u_t^T.
+struct AdditiveRow {
+    const float* products;  // (m, 16): <y, C[j][k]>
+    const float* terms;     // (m, nterms, 16): <u_t, C[j][k]>
+    const float* offsets;   // (nterms): <u_t, y>
+    std::size_t nterms;
+    float* scratch;  // additive_scratch(m, nterms) floats
+};
+
+// How long the codes of a row are searched.
+struct AdditiveEffort {
+    bool fresh;           // start from greedy codes, not from given ones
+    std::size_t sweeps;   // most passes of a descent over the m codes
+    std::size_t rounds;   // further descents, each from the best codes with a few changed at random
+};
+
+// Codes that a round changes.
+constexpr std::size_t kFlips = 4;
+
+constexpr std::size_t additive_scratch(std::size_t m, std::size_t nterms) { return 3 * m * kSub + 2 * nterms; }
+
 // How 8-bit tables stand for float ones: lut[j][k] ~ lo_j + step * table[j][k], with bias = sum_j lo_j.
 struct TableScale {
     double bias;
@@ -85,6 +113,13 @@ struct Kernels {
     // |error| <= 2 (dsub + 1) eps (|init| + sum |terms|), eps = 2^-24.
     void (*pq_tables)(const float* rotated, const float* words_t, const float* init, std::size_t m, std::size_t dsub,
                       float* lut) noexcept;
+
+    // Searches the codes (m) of one row for the least e^T A e, e = y - sum_j C[j][codes[j]], by iterated conditional
+    // modes: each code in turn is set to its best given the others. Ties go to the code at hand, else to the lowest.
+    // Given codes only get better, up to rounding. What is random depends on the first codes alone.
+    // REQUIRES finite values. All levels agree bit for bit.
+    void (*search_codes)(const AdditiveBooks& books, const AdditiveRow& row, const AdditiveEffort& effort,
+                         std::uint8_t* codes) noexcept;
 
     // c[i][j] = <a_i, b_j> for a (na, d), b (nb, d), c (na, nb). Each element is computed in the same order of
     // operations whatever na and nb. |error| <= 2 (d/8 + 8) eps sum |terms|, as for the dense scores below.

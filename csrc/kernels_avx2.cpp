@@ -122,6 +122,33 @@ void pq_tables(const float* rotated, const float* words_t, const float* init, st
     }
 }
 
+struct Lanes {
+    Lanes(__m256 low_lanes, __m256 high_lanes) : low(low_lanes), high(high_lanes) {}
+    explicit Lanes(float value) : low(_mm256_set1_ps(value)), high(low) {}
+    static Lanes load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+    void store(float* to) const {
+        _mm256_storeu_ps(to, low);
+        _mm256_storeu_ps(to + 8, high);
+    }
+    float least() const {
+        const __m256 both = _mm256_min_ps(low, high);
+        return reduce<min4>(_mm_min_ps(low_half(both), high_half(both)));
+    }
+    // The first lane of the given value, which some lane has.
+    std::size_t first(float value) const {
+        const __m256 wanted = _mm256_set1_ps(value);
+        const int in_low = _mm256_movemask_ps(_mm256_cmp_ps(low, wanted, _CMP_EQ_OQ));
+        const int in_high = _mm256_movemask_ps(_mm256_cmp_ps(high, wanted, _CMP_EQ_OQ));
+        return static_cast<std::size_t>(__builtin_ctz(static_cast<unsigned>(in_low | in_high << 8 | 1 << 16))) % kSub;
+    }
+    __m256 low, high;
+};
+inline Lanes operator+(Lanes a, Lanes b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline Lanes operator-(Lanes a, Lanes b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline Lanes operator*(Lanes a, Lanes b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+
+#include "code_search.h"
+
 // The first n < 8 lanes set, for loads that must not touch what lies behind.
 inline __m256i first_lanes(std::size_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -277,6 +304,7 @@ const Kernels kAvx2Kernels = {
     scan_pq4,
     quantize_tables,
     pq_tables,
+    search_codes,
     gemm_nt,
     gemm_nt_f16,
     dense_score<Dot, F32Row>,

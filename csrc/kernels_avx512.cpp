@@ -8,6 +8,7 @@
 //   dense rows of 384 elements in L2, G elements/s: dot_i8 15.9 -> 17.7, l2_i8 12.2 -> 15.1, l2_bf16 15.1 -> 17.4;
 //     f32, f16 and dot_bf16 lose up to 7 %, as Zen 4 halves such registers and adding up 16 lanes takes longer.
 //   quantize_tables 4.5 -> 4.8 G entries/s; pq_tables the same.
+//   search_codes loses about 5 %.
 //   gemm_nt, G products/s, 512 rows of b: 25 -> 21 for one row of a, 44 -> 43 for 16; gemm_nt_f16 35 -> 26, 43 -> 44.
 #if defined(__x86_64__)
 
@@ -169,6 +170,7 @@ const Kernels kAvx512Kernels = {
     scan_pq4,
     quantize_tables,
     kAvx2Kernels.pq_tables,
+    kAvx2Kernels.search_codes,
     kAvx2Kernels.gemm_nt,
     kAvx2Kernels.gemm_nt_f16,
     kAvx2Kernels.dot_f32,

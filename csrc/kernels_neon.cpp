@@ -324,6 +324,43 @@ float dense_score(const float* query, const std::uint8_t* bytes, std::size_t d) 
     return Score::score(sum8((sums[0] + sums[1]) + (sums[2] + sums[3])));
 }
 
+struct Lanes {
+    Lanes() = default;
+    explicit Lanes(float value) {
+        for (float32x4_t& four : x) four = vdupq_n_f32(value);
+    }
+    static Lanes load(const float* from) {
+        Lanes lanes;
+        for (std::size_t i = 0; i < 4; ++i) lanes.x[i] = vld1q_f32(from + 4 * i);
+        return lanes;
+    }
+    void store(float* to) const {
+        for (std::size_t i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, x[i]);
+    }
+    float least() const { return vminvq_f32(vminq_f32(vminq_f32(x[0], x[1]), vminq_f32(x[2], x[3]))); }
+    // The first lane of the given value, which some lane has.
+    std::size_t first(float value) const {
+        float lanes[kSub];
+        store(lanes);
+        std::size_t k = 0;
+        while (k + 1 < kSub && lanes[k] != value) ++k;
+        return k;
+    }
+    float32x4_t x[4];
+};
+
+template <float32x4_t (*op)(float32x4_t, float32x4_t)>
+inline Lanes by_lane(const Lanes& a, const Lanes& b) {
+    Lanes out;
+    for (std::size_t i = 0; i < 4; ++i) out.x[i] = op(a.x[i], b.x[i]);
+    return out;
+}
+inline Lanes operator+(const Lanes& a, const Lanes& b) { return by_lane<vaddq_f32>(a, b); }
+inline Lanes operator-(const Lanes& a, const Lanes& b) { return by_lane<vsubq_f32>(a, b); }
+inline Lanes operator*(const Lanes& a, const Lanes& b) { return by_lane<vmulq_f32>(a, b); }
+
+#include "code_search.h"
+
 }  // namespace
 
 extern const Kernels kNeonKernels;
@@ -332,6 +369,7 @@ const Kernels kNeonKernels = {
     scan_pq4,
     quantize_tables,
     pq_tables,
+    search_codes,
     gemm_nt,
     gemm_nt_f16,
     dense_score<Dot, PlainRow<F32>>,

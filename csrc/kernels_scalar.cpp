@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 #include "dispatch.h"
@@ -85,6 +86,33 @@ void pq_tables(const float* rotated, const float* words_t, const float* init, st
             for (std::size_t k = 0; k < kSub; ++k) lut[k] += rotated[j * dsub + t] * words_t[k];
     }
 }
+
+struct Lanes {
+    Lanes() = default;
+    explicit Lanes(float value) { std::fill(x, x + kSub, value); }
+    static Lanes load(const float* from) {
+        Lanes lanes;
+        std::copy(from, from + kSub, lanes.x);
+        return lanes;
+    }
+    void store(float* to) const { std::copy(x, x + kSub, to); }
+    float least() const { return *std::min_element(x, x + kSub); }
+    // The first lane of the given value, which some lane has.
+    std::size_t first(float value) const { return static_cast<std::size_t>(std::find(x, x + kSub, value) - x) % kSub; }
+    float x[kSub];
+};
+
+template <class Op>
+Lanes by_lane(const Lanes& a, const Lanes& b, Op op) {
+    Lanes out;
+    std::transform(a.x, a.x + kSub, b.x, out.x, op);
+    return out;
+}
+Lanes operator+(const Lanes& a, const Lanes& b) { return by_lane(a, b, std::plus<float>()); }
+Lanes operator-(const Lanes& a, const Lanes& b) { return by_lane(a, b, std::minus<float>()); }
+Lanes operator*(const Lanes& a, const Lanes& b) { return by_lane(a, b, std::multiplies<float>()); }
+
+#include "code_search.h"
 
 template <class T>
 T load(const std::uint8_t* bytes) {
@@ -182,7 +210,7 @@ void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::si
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",    scan_pq4,     quantize_tables, pq_tables,  gemm_nt,    gemm_nt_f16, dot<F32Row>,
+    "scalar",    scan_pq4,     quantize_tables, pq_tables,  search_codes, gemm_nt,    gemm_nt_f16, dot<F32Row>,
     dot<F16Row>, dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
 };
 

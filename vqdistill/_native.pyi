@@ -83,6 +83,41 @@ def quantize_tables(level: str, lut: _F32) -> tuple[_U8, float, float]:
 def pq_tables(level: str, rotated: _F32, words_t: _F32, init: _F32) -> _F32:
     """Return lut (m, 16) = init (m, 16) + products of rotated (m * dsub,) with words_t (m, dsub, 16); for tests."""
 
+def encode_additive(
+    level: str,
+    y: _F32,
+    x: _F32,
+    eta: float,
+    lists: npt.NDArray[np.int32],
+    weights: _F32,
+    queries: _F32,
+    codewords: _F32,
+    codes: _U8 | None = None,
+    *,
+    sweeps: int,
+    rounds: int,
+    threads: int,
+) -> _U8:
+    """Search additive codes, as `vqdistill.kernels.additive.icm` has it; all levels agree where products do.
+
+    Parameters
+    ----------
+    level : one of `available_levels()`
+    y, x : (n, d) float32
+    eta : at least 0
+    lists : (n, r) int32 in -1 .. q - 1; -1 ends the list of a row
+    weights : (n, r) float32, at least 0
+    queries : (q, d) float32
+    codewords : (m, 16, d) float32, m in 1..256
+    codes : (n, m) uint8 to start from, below 16; None = greedy ones
+    sweeps, rounds : 0..2^20
+    threads : 1..1024
+
+    Returns
+    -------
+    (n, m) uint8
+    """
+
 def gemm_nt(level: str, a: _F32, b: _F32) -> _F32:
     """Return a (na, d) @ b (nb, d).T; for tests."""
 

@@ -308,6 +308,35 @@ void fuzz_pq_tables(const std::vector<const Kernels*>& levels, Random& random) {
     }
 }
 
+// ---- additive codes
+
+// Rows in general position: bit for bit the same codes need the same rounding in every step.
+void fuzz_search_codes(const std::vector<const Kernels*>& levels, Random& random) {
+    const std::size_t m = random.in(1, random.one_in(8) ? 40 : 9), size = m * kSub, nterms = random.in(0, 9), d = 4;
+    Buffer<float> words(size * d, random), y(d, random), gram(size * size, random), own(size * kSub, random);
+    Buffer<float> products(size, random), terms(size * nterms, random), offsets(nterms, random);
+    for (Buffer<float>* buffer : {&words, &y, &terms, &offsets}) fill_normal(*buffer, random);
+    levels[0]->gemm_nt(words.data(), size, words.data(), size, d, gram.data());
+    levels[0]->gemm_nt(y.data(), 1, words.data(), size, d, products.data());
+    for (std::size_t row = 0; row < size; ++row)
+        std::copy_n(gram.data() + row * size + row / kSub * kSub, kSub, own.data() + row * kSub);
+    const AdditiveEffort effort{random.one_in(2), random.in(0, 5), random.in(0, 5)};
+    Buffer<std::uint8_t> start(m, random), wanted(m, random), codes(m, random);
+    for (std::uint8_t& code : start) code = static_cast<std::uint8_t>(random.in(0, kSub - 1));
+    for (const Kernels* level : levels) {
+        Buffer<float> scratch(additive_scratch(m, nterms), random);
+        std::copy(start.begin(), start.end(), codes.begin());
+        level->search_codes({gram.data(), own.data(), m},
+                            {products.data(), terms.data(), offsets.data(), nterms, scratch.data()}, effort,
+                            codes.data());
+        if (level == levels[0]) std::copy(codes.begin(), codes.end(), wanted.begin());
+        if (!std::equal(codes.begin(), codes.end(), wanted.begin()))
+            fail(*level, "search_codes", text("m", m) + text("terms", nterms) + text("rounds", effort.rounds));
+    }
+}
+
+// ---- dense rows
+
 // A dense row as it is stored, and its values.
 struct DenseRow {
     Buffer<std::uint8_t> bytes;
@@ -402,6 +431,7 @@ std::size_t run_round(const std::vector<const Kernels*>& levels, std::uint64_t s
     if (seed % kFloatRounds == 0) {
         fuzz_gemm(levels, random);
         fuzz_pq_tables(levels, random);
+        fuzz_search_codes(levels, random);
         fuzz_dense(levels, random);
     }
     return blocks;

@@ -21,6 +21,7 @@ F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 B = npt.NDArray[np.bool_]
 
@@ -28,6 +29,8 @@ MAX_PAIR_SUM = 255
 """Bound of tables[2p].max() + tables[2p + 1].max(), which the scan adds in one byte."""
 _READ_CHUNK = 16
 """Rows read between two decisions to stop."""
+_FLIPS = 4
+"""Codes that a round of the search for additive codes changes."""
 
 
 def pack_codes(codes: U8) -> U8:
@@ -145,6 +148,93 @@ def dense_scores(metric: str, dtype: str, query: F32, rows: U8) -> F64:
     """Exact scores of stored dense rows (b, stride) uint8 -> (b,) float64: <q, x>, or -|q - x|^2."""
     x, q = decode_dense(dtype, rows), query.astype(np.float64)
     return np.asarray(x @ q if metric == "ip" else -((q - x) ** 2).sum(axis=1))
+
+
+def encode_additive(
+    y: F32,
+    x: F32,
+    eta: float,
+    lists: I32,
+    weights: F32,
+    queries: F32,
+    codewords: F32,
+    codes: U8 | None = None,
+    *,
+    sweeps: int,
+    rounds: int,
+) -> U8:
+    """Additive codes of each row, as `vqdistill._native.encode_additive` has them, one row after the other."""
+    out = np.empty((len(y), len(codewords)), np.uint8)
+    for i, row in enumerate(y.astype(np.float64)):
+        metric = np.eye(len(row)) + eta * np.outer(x[i].astype(np.float64), x[i])
+        for query, weight in zip(lists[i], weights[i], strict=True):
+            if query < 0:
+                break
+            metric += weight * np.outer(queries[query].astype(np.float64), queries[query])
+        search = _CodeSearch(row, metric, codewords.astype(np.float64))
+        out[i] = search.run(None if codes is None else codes[i], sweeps, rounds)
+    return out
+
+
+@dataclass(frozen=True)
+class _CodeSearch:
+    """Iterated conditional modes from a start, then from the best codes so far with a few changed at random."""
+
+    y: F64
+    """(d,)"""
+    metric: F64
+    """(d, d)"""
+    words: F64
+    """(m, 16, d)"""
+
+    def run(self, start: U8 | None, sweeps: int, rounds: int) -> U8:
+        best = self._greedy() if start is None else start
+        state = 0x9E3779B97F4A7C15
+        for code in best:
+            state = _next_random(state ^ int(code))
+        best = self._descend(best, 0, sweeps)
+        for _ in range(rounds):
+            trial, j = best.copy(), 0
+            for _ in range(_FLIPS):
+                state = _next_random(state)
+                j = (state >> 32) % len(trial)
+                trial[j] = (state >> 16) % KSUB
+            trial = self._descend(trial, j + 1, sweeps)
+            best = trial if self._cost(trial) < self._cost(best) else best
+        return best
+
+    def _greedy(self) -> U8:
+        left, codes = self.y.copy(), np.empty(len(self.words), np.uint8)
+        for j, book in enumerate(self.words):
+            codes[j] = ((left - book) ** 2).sum(axis=1).argmin()
+            left -= book[codes[j]]
+        return codes
+
+    def _descend(self, start: U8, j: int, sweeps: int) -> U8:
+        codes, m, settled = start.copy(), len(start), 0
+        for step in range(sweeps * m):
+            at, trial, costs = (j + step) % m, codes.copy(), np.empty(KSUB)
+            for k in range(KSUB):
+                trial[at] = k
+                costs[k] = self._cost(trial)
+            better = costs.min() < costs[codes[at]]
+            settled = 0 if better else settled + 1
+            if better:
+                codes[at] = costs.argmin()
+            if settled == m:
+                break
+        return codes
+
+    def _cost(self, codes: U8) -> float:
+        e = self.y - self.words[np.arange(len(codes)), codes].sum(axis=0)
+        return float(e @ self.metric @ e)
+
+
+def _next_random(state: int) -> int:
+    """Xorshift64."""
+    state ^= state << 13 & 0xFFFFFFFFFFFFFFFF
+    state ^= state >> 7
+    return state ^ (state << 17 & 0xFFFFFFFFFFFFFFFF)
 
 
 def order_of(scores: npt.NDArray[np.floating], ids: I64) -> npt.NDArray[np.intp]:

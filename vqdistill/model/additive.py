@@ -25,6 +25,14 @@ _INIT_ROUNDS = 3
 _PLAIN_ROUNDS = 6
 _METRIC_ROUNDS = 3
 _CG_STEPS = 4
+_SWEEPS = 10
+"""Passes after which practically every descent has ended."""
+_FIT_ROUNDS = 8
+"""Perturbations between two updates of the codebooks. With 1 the trained codebooks leave 1.5 % more error than with 4,
+with 12 they leave 0.7 % less."""
+_ENCODE_ROUNDS = 16
+"""Perturbations of a row's codes. Against 2 they take off about 5 % of the error at 16 bytes and 10 % at 32; 40 would
+take off 1 % and 3 % more, for nearly twice the time."""
 _RIDGE = 1e-3
 """Weight of the ridge on a codeword, in rows that use it on average."""
 
@@ -94,11 +102,11 @@ def train_euclidean(y: F32Rows, m: int, rng: np.random.Generator) -> F32Rows:
     """
     codewords = _residual_start(y[np.sort(rng.permutation(len(y))[:_INIT_ROWS])], m, rng)
     euclidean = without_terms(y)
-    codes = additive.icm(y, euclidean, codewords, sweeps=2, rounds=0)
+    codes = additive.icm(y, euclidean, codewords, sweeps=_SWEEPS, rounds=_FIT_ROUNDS)
     for _ in range(_PLAIN_ROUNDS):
         normal = _normal_matrix(codes)
         codewords = _least_squares(normal, additive.word_sums(y, codes))
-        additive.icm(y, euclidean, codewords, codes, sweeps=2, rounds=1)
+        additive.icm(y, euclidean, codewords, codes, sweeps=_SWEEPS, rounds=_FIT_ROUNDS)
     return codewords
 
 
@@ -117,14 +125,14 @@ def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> F32Rows:
     """
     codes = None
     for _ in range(_METRIC_ROUNDS):
-        codes = additive.icm(y, metric, codewords, codes, sweeps=2, rounds=1)
+        codes = additive.icm(y, metric, codewords, codes, sweeps=_SWEEPS, rounds=_FIT_ROUNDS)
         codewords = _conjugate_gradients(codewords, y, metric, codes)
     return codewords
 
 
 def encode_additive(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> U8:
     """Codes (n, m) uint8 of the rows (n, d); the same for a row whatever rows stand beside it."""
-    return additive.icm(y, metric, codewords, sweeps=3, rounds=2)
+    return additive.icm(y, metric, codewords, sweeps=_SWEEPS, rounds=_ENCODE_ROUNDS)
 
 
 def without_terms(y: F32Rows) -> RowMetric:

@@ -17,7 +17,8 @@ from vqdistill.model.kmeans import nearest
 from vqdistill.model.space import Space
 from vqdistill.types import Codes, F32Rows, Metric
 
-_ROWS_AT_ONCE = 8192
+_BLOCK_BYTES = 32 << 20
+"""Float32 bytes of the rows that are quantized at once: many, as products of queries are shared among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +194,9 @@ class IvfPqModel:
         out = np.empty((len(docs), self.m), np.uint8)
         mean = self._docs(self.mean[None])[0]
         coarse = self._docs(self.coarse) if self.residual else None
-        for at in range(0, len(docs), _ROWS_AT_ONCE):
-            part = slice(at, at + _ROWS_AT_ONCE)
+        block = max(1, _BLOCK_BYTES // (4 * self.d))
+        for at in range(0, len(docs), block):
+            part = slice(at, at + block)
             y = np.asarray(docs[part] - (mean if coarse is None else coarse[lists[part]]), dtype=np.float32)
             if self.additive:
                 metric = row_metric(docs[part], mean, None if terms is None else terms.take(part))
