@@ -107,6 +107,8 @@ REFUSED = [
     (DistillConfig, {}, "patience", [0]),
     *((DistillConfig, {}, f"router_{name}", [0, 1.0, None]) for name in ("steps", "batch", "eval_every")),
     (DistillConfig, {}, "held_out", [0]),
+    (DistillConfig, {}, "loss", ["hinge", "", None]),
+    (DistillConfig, {}, "temperature", ["none", 1.0]),
     (DistillConfig, {}, "random_docs", [-1, 0.0]),
     (DistillConfig, {}, "seed", [-1, None]),
     (DistillConfig, {}, "train_bytes", [0, (1 << 20) - 1, float(1 << 30)]),

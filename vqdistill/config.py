@@ -13,6 +13,19 @@ KSUB = 16
 BLOCK_ROWS = 32
 """Rows whose codes are interleaved for the scan: one AVX2 register of bytes."""
 
+LOSSES = (
+    "listnet",
+    "kl",
+    "reverse_kl",
+    "mse",
+    "margin_mse",
+    "ranknet",
+    "infonce",
+    "wasserstein",
+    "margin_at_rank",
+)
+"""Names of what holds a student's ranking against the teacher's; distill.losses has them."""
+
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -110,7 +123,10 @@ class DistillConfig:
     enabled: bool = True
     """False stops after the undistilled start; the held-out queries then only choose that start."""
     loss: str = "listnet"
-    """Name in distill.losses.LOSSES."""
+    """One of LOSSES. None was better than listnet on the development data; kl has the same gradient. infonce sees only
+    the first document or the best labels; mse and margin_mse need several scores a query."""
+    temperature: str = "global"
+    """Calibrate one temperature for all lists ("global") or one for each ("query")."""
     depth: int = 200
     """Teacher documents per query, all of them used. Fewer: cheaper, and worse in the tail (Distill-VQ, table 3)."""
     random_docs: int = 1024
@@ -147,6 +163,8 @@ class DistillConfig:
     lists."""
 
     def __post_init__(self) -> None:
+        _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
+        _require(self.temperature in ("global", "query"), "temperature", self.temperature, "global or query")
         counts = ("depth", "batch", "steps", "eval_every", "patience", "held_out")
         for name in (*counts, "router_steps", "router_batch", "router_eval_every"):
             _require(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive integer")

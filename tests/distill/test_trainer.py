@@ -13,14 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from tests.distill.support import DEPTH, Task
+from vqdistill import config
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
+from vqdistill.distill import losses, trainer
 from vqdistill.distill.calibration import ROUTE_LOSS
 from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.losses import COMPARING, LOSSES, Lists
 from vqdistill.distill.routing import calibrate_lift
 from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.distill.trainer import Distiller, training_rows
@@ -373,9 +377,35 @@ def test_what_does_not_belong_together(tasks: dict[Metric, Task], queries: Any, 
         Distiller(shape(), QUICK).fit(tasks[Metric.IP].src, queries, Relevance.from_lists(*relevance))
 
 
-def test_unknown_loss(tasks: dict[Metric, Task]) -> None:
-    with pytest.raises(InvalidInput, match="loss must be one of listnet, got 'hinge'"):
-        fit(Distiller(shape(), replace(QUICK, loss="hinge")), tasks[Metric.IP])
+@pytest.mark.parametrize("loss", sorted(COMPARING))
+def test_losses_that_compare_need_something_to_compare(tasks: dict[Metric, Task], loss: str) -> None:
+    docs, _ = tasks[Metric.IP].relevance.padded(1)
+    task = replace(tasks[Metric.IP], relevance=Relevance.from_padded(docs))
+    with pytest.raises(InvalidInput, match=f"loss {loss} needs a teacher that scores 2 documents of a query, got 1"):
+        fit(Distiller(shape(), replace(QUICK, loss=loss)), task, dense_teacher=False)
+
+
+@pytest.mark.parametrize("codes", ["pq", "additive"])
+@pytest.mark.parametrize("loss", config.LOSSES)
+def test_every_loss_trains(tasks: dict[Metric, Task], loss: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls, and what it brings is kept only if the held-out queries gain."""
+    values: list[float] = []
+
+    def recorded(lists: Lists) -> Tensor:
+        value = LOSSES[loss](lists)
+        values.append(value.item())
+        return value
+
+    monkeypatch.setattr(trainer, "LOSSES", {loss: recorded})
+    monkeypatch.setattr(losses, "RANK", 20)  # of 600 documents
+    distiller = Distiller(shape(codes, m=8), replace(QUICK, loss=loss, patience=9, tables_rate=0.02))
+    task = tasks[Metric.COSINE]
+    model, judge = fit(distiller, task), judge_of(distiller, task)
+    assert len(values) == 20
+    assert np.mean(values[-5:]) < np.mean(values[:5])
+    (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
+    assert stage["after"] >= stage["before"]
+    assert recall(judge, model, distiller) == pytest.approx(stage["after"])
 
 
 def test_l2_has_no_additive_codes(tasks: dict[Metric, Task]) -> None:

@@ -43,6 +43,10 @@ class Batch:
     """(b, l) float32 teacher scores; -inf: no target mass."""
     real: npt.NDArray[np.bool_]
     """(b, l) False where a place is padding or repeats a document of the same query."""
+    picked: npt.NDArray[np.int64]
+    """(b,) number of each query in the lists it was drawn from"""
+    weight: F32Rows | None = None
+    """(b, l) documents of the corpus that a place stands for, at least 1; None: 1 each"""
 
 
 class Sampler(Protocol):
@@ -98,4 +102,5 @@ class TopKSampler:
             np.concatenate([np.maximum(own, 0), np.broadcast_to(shared, repeats.shape)], axis=1),
             np.concatenate([self.lists.scores[picked], np.where(repeats, np.float32(-np.inf), unlisted)], axis=1),
             np.concatenate([own >= 0, ~repeats], axis=1),
+            picked,
         )
