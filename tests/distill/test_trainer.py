@@ -408,6 +408,35 @@ def test_every_loss_trains(tasks: dict[Metric, Task], loss: str, codes: str, mon
     assert recall(judge, model, distiller) == pytest.approx(stage["after"])
 
 
+@pytest.mark.parametrize("codes", ["pq", "additive"])
+@pytest.mark.parametrize(
+    "options",
+    [*({"sampler": name} for name in config.SAMPLERS), {"debias": True}, {"temperature": "query"}],
+    ids=lambda options: next(iter(map(str, options.values()))),
+)
+def test_every_sampler_trains(tasks: dict[Metric, Task], options: dict[str, Any], codes: str) -> None:
+    """Never to the worse on held-out queries, the same for the same seed, and not as the plain options do."""
+    task, config_ = tasks[Metric.COSINE], replace(QUICK, mine_every=5, **options)
+    distiller, again = Distiller(shape(codes), config_), Distiller(shape(codes), config_)
+    model = fit(distiller, task)
+    assert same(model, fit(again, task)) and distiller.report == again.report
+    (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
+    assert stage["after"] >= stage["before"]
+    plain = Distiller(shape(codes), QUICK)
+    assert (options == {"sampler": "topk"}) == same(model, fit(plain, task))
+
+
+@pytest.mark.parametrize("sampler", config.SAMPLERS)
+@pytest.mark.parametrize("temperature", ["global", "query"])
+def test_labels_with_every_sampler(tasks: dict[Metric, Task], sampler: str, temperature: str) -> None:
+    docs, _ = tasks[Metric.COSINE].relevance.padded(2)
+    task = replace(tasks[Metric.COSINE], relevance=Relevance.from_padded(docs))
+    options = replace(QUICK, sampler=sampler, temperature=temperature, false_negatives=0.9, debias=True)
+    distiller = Distiller(shape("additive"), options)
+    fit(distiller, task, dense_teacher=False, teacher_temperature=1.0)
+    assert all(stage["after"] >= stage["before"] for stage in distiller.report["stages"] if stage["kept"])
+
+
 def test_l2_has_no_additive_codes(tasks: dict[Metric, Task]) -> None:
     with pytest.raises(InvalidInput, match="metric l2 needs plain product codes"):
         fit(Distiller(shape("additive", None), QUICK), tasks[Metric.L2])

@@ -20,7 +20,7 @@ from vqdistill.distill.calibration import calibrate_search, widest_codebooks_fir
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
-from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
+from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Miner, Sampler, Search, TeacherLists
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
@@ -230,24 +230,40 @@ class Distiller:
         self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
     ) -> tuple[IvfPqModel, Codes]:
         student = Student(model, lesson.corpus, lesson.coarse.lists)
-        sampler = TopKSampler(lesson.corpus, lesson.train, self.config.random_docs, lesson.dense)
-        objective = self._objective(lesson, sampler)
-        self.report["temperature"] = float(np.mean(objective.temperature))
+        maker = self._batches(lesson)
+        objective = self._objective(lesson, maker)
+        self.report |= {
+            "loss": self.config.loss,
+            "sampler": self.config.sampler,
+            "temperature": float(np.mean(objective.temperature)),
+        }
+        sampler = self._sampler(maker, student, codes, lesson)
         model = self._run(self._codes_stage(student, codes, lesson), student, sampler, objective, rng)
         return model, codes if model.additive else lesson.encode(model)
 
-    def _objective(self, lesson: _Lesson, sampler: TopKSampler) -> Objective:
+    def _batches(self, lesson: _Lesson) -> BatchMaker:
+        config = self.config
+        return BatchMaker(
+            lesson.corpus, lesson.train, config.random_docs, lesson.dense, config.debias, config.false_negatives
+        )
+
+    def _sampler(self, maker: BatchMaker, student: Student, codes: Codes, lesson: _Lesson) -> Sampler:
+        def snapshot() -> Search:
+            model = student.model()
+            return lesson.judge.searching(model, codes if model.additive else lesson.encode(model))
+
+        return SAMPLERS[self.config.sampler](maker, Miner(snapshot, self.config.mine_every))
+
+    def _objective(self, lesson: _Lesson, maker: BatchMaker) -> Objective:
         """Calibrate the temperatures to the wanted effective length of a list."""
         loss, wanted = LOSSES[self.config.loss], self.config.list_length
         teacher = self._teacher_temperature(lesson)
         if lesson.dense:
             return Objective(loss, teacher, teacher)
         # Pair scores and labels have a scale of their own: what divides the student must fit similarities of vectors.
-        batch = sampler.draw(np.random.default_rng(self.config.seed), self.config.batch)
-        similar = np.stack(
-            [lesson.corpus.scores(q[None], docs)[0] for q, docs in zip(batch.queries, batch.docs, strict=True)]
-        )
-        similar[~batch.real] = -np.inf
+        rng = np.random.default_rng(self.config.seed)
+        batch = maker.make(rng.permutation(len(lesson.train.queries))[: self.config.batch], rng)
+        similar = lesson.corpus.own_scores(batch.queries, np.where(batch.real, batch.docs, -1))
         return Objective(loss, calibrate_temperature(similar, min(wanted, batch.real.sum(axis=1).mean() / 2)), teacher)
 
     def _teacher_temperature(self, lesson: _Lesson) -> float | npt.NDArray[np.float32]:
