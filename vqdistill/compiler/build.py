@@ -41,6 +41,10 @@ def compile(
     dense: str = "f16",
     codes: str | None = None,
     distill: bool = True,
+    loss: str = "listnet",
+    sampler: str = "topk",
+    debias: bool = False,
+    false_negatives: float | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -61,6 +65,10 @@ def compile(
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
         and the metric allow it, otherwise pq
     distill : False stops after the undistilled start
+    loss : what holds the codes' ranking against the teacher's, one of `config.LOSSES`
+    sampler : what each step trains on, one of `config.SAMPLERS`: random queries ("topk"), with hard negatives of the
+        present codes ("mined"), or queries that share documents ("walk", "snowball")
+    debias, false_negatives : see `DistillConfig`
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
 
@@ -78,6 +86,9 @@ def compile(
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
+    config = DistillConfig(
+        seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
+    )
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
@@ -95,7 +106,7 @@ def compile(
         lesson = supervise(
             src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
         )
-        distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
+        distiller = Distiller(plan.model, config, threads, progress)
         model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
         search = search_policy(model, dense, distiller.calibrated)
         report = _report(distiller.report, lesson)
