@@ -34,6 +34,13 @@ def build_options(command: Command) -> Command:
         click.argument("source", metavar="INPUT"),
         click.option("--queries", metavar="F", help='Learn queries; "none": pseudo-queries from the corpus.'),
         click.option("--teacher", default="exact", show_default=True, metavar="exact|scores:F|labels:F"),
+        click.option(
+            "--mix",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Share of scores or labels in the target; the rest is the dense teacher's.",
+        ),
         click.option("--ids", metavar="F", help="External ids: a column, a dataset or a sidecar file."),
         click.option("--metric", type=click.Choice(["ip", "cosine", "l2"]), help="Default: that of the file."),
         click.option("--ram", default="32B/vec", show_default=True, help='"32B/vec" or, for everything, "64MiB".'),

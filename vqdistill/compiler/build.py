@@ -19,6 +19,7 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import Supervision, supervise
 from vqdistill.config import Budget, DistillConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.data.teacher import Judge
 from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
@@ -34,7 +35,8 @@ def compile(
     out: str | Path,
     *,
     queries: Any = None,
-    teacher: str = "exact",
+    teacher: str | Judge = "exact",
+    mix: float = 1.0,
     ids: Any = None,
     metric: str | None = None,
     ram: str | Budget = "32B/vec",
@@ -57,7 +59,11 @@ def compile(
     out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
-    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents), of the queries
+    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents or their grades),
+        of the queries; or a function, such as a cross-encoder, that scores the documents which dense scores rank first:
+        given row numbers of queries (b,) and of documents (b, l), it returns (b, l) scores. Where exact search is too
+        dear (`supervision.AFFORDABLE`), dense lists are from an undistilled index, and the report has their recall.
+    mix : share of such a teacher in the target; the rest are dense scores, which other documents get as well
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
@@ -104,10 +110,24 @@ def compile(
     progress.note(plan.explain())
     with training_threads(threads):
         lesson = supervise(
-            src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
+            src,
+            queries,
+            teacher,
+            cache=Path(f"{out}.cache"),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+            mix=mix,
+            length=config.list_length,
         )
         distiller = Distiller(plan.model, config, threads, progress)
-        model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
+        model = distiller.fit(
+            src,
+            lesson.queries,
+            lesson.relevance,
+            dense_teacher=lesson.dense,
+            teacher_temperature=lesson.temperature,
+        )
         search = search_policy(model, dense, distiller.calibrated)
         report = _report(distiller.report, lesson)
         build(plan, model, src, out, search=search, report=report, progress=progress)
@@ -170,7 +190,7 @@ def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) 
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
-    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo}
+    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo, "teacher": lesson.teacher}
     if lesson.pseudo:
         report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
     return report
