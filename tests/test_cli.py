@@ -110,7 +110,9 @@ def test_compile_prints_one_json_object_and_its_stages(shelf: Path, tmp_path: Pa
 
 
 def test_training_options_reach_the_training(shelf: Path, tmp_path: Path, run: Run) -> None:
-    options = ("--loss", "reverse_kl", "--sampler", "walk", "--debias", "--false-negatives", "0.9")
+    np.save(tmp_path / "labels.npy", np.arange(40))
+    labels = ("--teacher", f"labels:{tmp_path / 'labels.npy'}", "--false-negatives", "0.9")
+    options = ("--loss", "reverse_kl", "--sampler", "walk", "--debias", *labels)
     common = ("--queries", shelf / "queries.npy", "--metric", "ip", "--ram", "4B/vec", "--json")
     written = []
     for name, given in (("a.vqd", ()), ("b.vqd", options)):

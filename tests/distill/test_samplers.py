@@ -303,8 +303,3 @@ def test_false_negatives_are_left_out(name: str, share: float) -> None:
     np.testing.assert_array_equal(masked.real, plain.real & ~suspect)
     np.testing.assert_array_equal(masked.teacher, plain.teacher)
     assert (plain.real & suspect).any() == (share < 1)
-
-
-def test_a_dense_teacher_has_no_false_negatives() -> None:
-    plain, asked = draw(make()), draw(make(false_negatives=0.1))
-    np.testing.assert_array_equal(plain.real, asked.real)

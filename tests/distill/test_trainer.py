@@ -377,6 +377,11 @@ def test_what_does_not_belong_together(tasks: dict[Metric, Task], queries: Any, 
         Distiller(shape(), QUICK).fit(tasks[Metric.IP].src, queries, Relevance.from_lists(*relevance))
 
 
+def test_a_dense_teacher_has_no_false_negatives(tasks: dict[Metric, Task]) -> None:
+    with pytest.raises(InvalidInput, match="false_negatives needs a teacher of scores or labels"):
+        fit(Distiller(shape(), replace(QUICK, false_negatives=0.9)), tasks[Metric.IP])
+
+
 @pytest.mark.parametrize("loss", sorted(COMPARING))
 def test_losses_that_compare_need_something_to_compare(tasks: dict[Metric, Task], loss: str) -> None:
     docs, _ = tasks[Metric.IP].relevance.padded(1)

@@ -74,7 +74,7 @@ def compile(
     loss : what holds the codes' ranking against the teacher's, one of `config.LOSSES`
     sampler : what each step trains on, one of `config.SAMPLERS`: random queries ("topk"), with hard negatives of the
         present codes ("mined"), or queries that share documents ("walk", "snowball")
-    debias, false_negatives : see `DistillConfig`
+    debias, false_negatives : see `DistillConfig`; the latter needs a teacher of scores or labels
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
 

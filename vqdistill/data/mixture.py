@@ -25,7 +25,7 @@ def log_gains(labels: Relevance) -> Relevance:
 
     References
     ----------
-    Burges et al.: Learning to rank using gradient descent, ICML 2005, section 6: the gain of a grade.
+    Burges et al.: Learning to rank using gradient descent, ICML 2005: the gain of a grade in its NDCG.
     """
     bits = labels.scores.astype(np.float64) * np.log(2)
     gains = 1 + bits + np.log(-np.expm1(-bits))  # ln(2^g - 1) without 2^g, which overflows

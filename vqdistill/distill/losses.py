@@ -177,8 +177,8 @@ def infonce(lists: Lists) -> Tensor:
     References
     ----------
     van den Oord, Li, Vinyals: Representation learning with contrastive predictive coding, 2018.
-    Xiao et al.: Matching-oriented product quantization for ad-hoc retrieval (MoPQ), EMNLP 2021, section 3.
-    Xiao et al.: Progressively optimized bi-granular document representation (BiDR), WWW 2022, section 3.1.
+    Xiao et al.: Matching-oriented product quantization for ad-hoc retrieval (MoPQ), EMNLP 2021.
+    Xiao et al.: Progressively optimized bi-granular document representation (BiDR), WWW 2022.
     """
     logits, ranking = lists.logits, lists.ranking
     positive = ranking == ranking.amax(dim=1, keepdim=True)

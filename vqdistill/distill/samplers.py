@@ -107,8 +107,8 @@ class BatchMaker:
     """Whether a shared document counts by the inverse of its chance to be in the batch (Horvitz-Thompson), so that the
     batch stands for the corpus, and documents that many lists begin with are no more often pushed down than others."""
     false_negatives: float | None = None
-    """Unless the teacher is dense: documents outside a query's list are left out if their dense similarity is above
-    this share of the way from that of the mean shared document to that of the best listed one. None: none is."""
+    """Documents outside a query's list are left out if their dense similarity is above this share of the way from that
+    of the mean shared document to that of the best listed one. None: none is."""
 
     def make(self, picked: I64, rng: np.random.Generator, hard: I32 | None = None) -> Batch:
         """Return the batch of the queries (b,) picked.
@@ -129,7 +129,7 @@ class BatchMaker:
         repeats = jit.members(own, shared, len(self.corpus.x))
         unlisted = self.corpus.scores(queries, shared) if self.dense else np.full(repeats.shape, -np.inf, np.float32)
         real = np.concatenate([own >= 0, ~repeats], axis=1)
-        if self.false_negatives is not None and not self.dense:
+        if self.false_negatives is not None:
             real &= ~self._suspects(queries, own, listed, shared, self.false_negatives)
         return Batch(
             queries,
@@ -145,7 +145,7 @@ class BatchMaker:
 
         References
         ----------
-        Moreira et al.: NV-Retriever, 2024, section 3: negatives must score below a share of the positive.
+        Moreira et al.: NV-Retriever, 2024: negatives must score below a share of the positive.
         """
         scores, others = self.corpus.own_scores(queries, own), self.corpus.scores(queries, shared)
         far, near = others.mean(axis=1, keepdims=True), scores[:, :listed].max(axis=1, keepdims=True)
@@ -194,8 +194,8 @@ class MinedSampler:
 
     References
     ----------
-    Zhan et al.: Jointly optimizing query encoder and product quantization (JPQ), CIKM 2021, section 3.3: negatives from
-    the compressed index as it is at the time.
+    Zhan et al.: Jointly optimizing query encoder and product quantization (JPQ), CIKM 2021: negatives from the
+    compressed index as it is at the time.
     """
 
     maker: BatchMaker
@@ -227,7 +227,8 @@ class LocalSampler:
 
     References
     ----------
-    Xiao et al.: Progressively optimized bi-granular document representation (BiDR), WWW 2022, section 3.2.
+    Xiao et al.: Progressively optimized bi-granular document representation (BiDR), WWW 2022: locality-centric
+    sampling.
     """
 
     def __init__(self, maker: BatchMaker, snowball: bool) -> None:

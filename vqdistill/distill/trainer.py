@@ -125,8 +125,8 @@ class Distiller:
         Raises
         ------
         InvalidInput
-            If queries and relevance do not belong together or to `src`, the metric has no such codes, or the loss has
-            nothing to compare.
+            If queries and relevance do not belong together or to `src`, the metric has no such codes, the loss has
+            nothing to compare, or false negatives are to be left out with a dense teacher.
         """
         queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
         if relevance.n_queries != len(queries):
@@ -138,6 +138,8 @@ class Distiller:
             raise InvalidInput(
                 f"loss {self.config.loss} needs a teacher that scores 2 documents of a query, got 1 a query"
             )
+        if self.config.false_negatives is not None and dense_teacher:
+            raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
