@@ -91,7 +91,7 @@ class TeacherContract:
             teacher.relevance(queries, depth)
 
     def test_it_says_what_kind_it_is(self, teacher: Teacher) -> None:
-        assert teacher.kind in ("exact", "scores", "labels")
+        assert teacher.kind in ("exact", "index", "scores", "labels", "callable")
 
 
 def prepared(values: Any, metric: Metric) -> Any:

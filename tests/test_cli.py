@@ -109,6 +109,36 @@ def test_compile_prints_one_json_object_and_its_stages(shelf: Path, tmp_path: Pa
     assert run("verify", out)[0] == 0
 
 
+def test_training_options_reach_the_training(shelf: Path, tmp_path: Path, run: Run) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(40))
+    labels = ("--teacher", f"labels:{tmp_path / 'labels.npy'}", "--false-negatives", "0.9")
+    options = ("--loss", "reverse_kl", "--sampler", "walk", "--debias", *labels)
+    common = ("--queries", shelf / "queries.npy", "--metric", "ip", "--ram", "4B/vec", "--json")
+    written = []
+    for name, given in (("a.vqd", ()), ("b.vqd", options)):
+        code, printed, _ = run("compile", shelf / "rows.npy", "-o", tmp_path / name, *common, *given)
+        assert code == 0
+        written.append(json.loads(printed)["report"])
+    assert (written[0]["loss"], written[0]["sampler"]) == ("listnet", "topk")
+    assert (written[1]["loss"], written[1]["sampler"]) == ("reverse_kl", "walk")
+
+
+def test_labels_mixed_with_dense_scores(shelf: Path, tmp_path: Path, run: Run) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(40))
+    options = ("--queries", shelf / "queries.npy", "--teacher", f"labels:{tmp_path / 'labels.npy'}", "--mix", "0.5")
+    code, printed, _ = run(
+        "compile", shelf / "rows.npy", "-o", tmp_path / "a.vqd", "--metric", "ip", "--ram", "4B/vec", "--json", *options
+    )
+    assert code == 0
+    assert json.loads(printed)["report"]["teacher"] == {"kind": "labels", "mix": 0.5, "dense": {"kind": "exact"}}
+
+
+def test_a_mixture_needs_two_teachers(shelf: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    sentence = refused("compile", shelf / "rows.npy", "-o", tmp_path / "a.vqd", "--metric", "ip", "--mix", "0.5")
+    assert "mix 0.5 needs a teacher besides the dense one" in sentence
+    assert names(tmp_path) == []
+
+
 def test_same_seed_gives_the_same_bytes(shelf: Path, tmp_path: Path, run: Run) -> None:
     for name in ("a.vqd", "b.vqd"):
         options = ("--metric", "ip", "--ram", "4B/vec", "--seed", 3, "--no-distill")
@@ -285,6 +315,14 @@ def test_unusable_sources(case: str, tmp_path: Path, refused: Callable[..., str]
         (("--dense", "f64"), "f64"),
         (("--seed", "-1"), "-1"),
         (("--threads", "0"), "0"),
+        (
+            ("--loss", "hinge"),
+            "'listnet', 'kl', 'reverse_kl', 'mse', 'margin_mse', 'ranknet', 'infonce', 'was",
+        ),
+        (("--sampler", "all"), "'topk', 'mined', 'walk', 'snowball'"),
+        (("--false-negatives", "0"), "0"),
+        (("--mix", "0"), "0"),
+        (("--mix", "1.5"), "1.5"),
         (("--teacher", "oracle"), "oracle"),
         (("--teacher", "scores:absent.tsv"), "absent.tsv"),
         (("--queries", "absent.npy"), "absent.npy"),

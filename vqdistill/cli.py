@@ -17,6 +17,7 @@ import numpy as np
 
 import vqdistill as vqd
 from vqdistill.compiler.passes import default_codes
+from vqdistill.config import LOSSES, SAMPLERS
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.reader import verify
 from vqdistill.progress import ConsoleProgress
@@ -33,6 +34,13 @@ def build_options(command: Command) -> Command:
         click.argument("source", metavar="INPUT"),
         click.option("--queries", metavar="F", help='Learn queries; "none": pseudo-queries from the corpus.'),
         click.option("--teacher", default="exact", show_default=True, metavar="exact|scores:F|labels:F"),
+        click.option(
+            "--mix",
+            type=click.FloatRange(0, 1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Share of scores or labels in the target; the rest is the dense teacher's.",
+        ),
         click.option("--ids", metavar="F", help="External ids: a column, a dataset or a sidecar file."),
         click.option("--metric", type=click.Choice(["ip", "cosine", "l2"]), help="Default: that of the file."),
         click.option("--ram", default="32B/vec", show_default=True, help='"32B/vec" or, for everything, "64MiB".'),
@@ -41,6 +49,30 @@ def build_options(command: Command) -> Command:
         ),
         click.option("--dense", type=click.Choice(["f16", "f32", "i8", "none"]), default="f16", show_default=True),
         click.option("--no-distill", is_flag=True, help="Stop at the undistilled start."),
+        click.option(
+            "--loss",
+            type=click.Choice(LOSSES),
+            default="listnet",
+            show_default=True,
+            help="What holds the codes' ranking against the teacher's.",
+        ),
+        click.option(
+            "--sampler",
+            type=click.Choice(SAMPLERS),
+            default="topk",
+            show_default=True,
+            help="Queries of a step: random (mined: with the codes' own hard negatives), or ones that share documents.",
+        ),
+        click.option(
+            "--debias", is_flag=True, help="Weigh shared documents by the inverse of their chance to be drawn."
+        ),
+        click.option(
+            "--false-negatives",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SHARE",
+            help="With scores or labels: leave out unlisted documents that are nearer than this share of the way to the"
+            " best listed one. Default: none.",
+        ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
         click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores."),
         json_option,

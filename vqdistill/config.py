@@ -13,6 +13,21 @@ KSUB = 16
 BLOCK_ROWS = 32
 """Rows whose codes are interleaved for the scan: one AVX2 register of bytes."""
 
+LOSSES = (
+    "listnet",
+    "kl",
+    "reverse_kl",
+    "mse",
+    "margin_mse",
+    "ranknet",
+    "infonce",
+    "wasserstein",
+    "margin_at_rank",
+)
+"""Names of what holds a student's ranking against the teacher's; distill.losses has them."""
+SAMPLERS = ("topk", "mined", "walk", "snowball")
+"""Names of what chooses the queries and documents of a training step; distill.samplers has them."""
+
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _UNITS |= {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -117,7 +132,22 @@ class DistillConfig:
     skip: tuple[str, ...] = ()
     """Stages left out, of STAGES; for measuring what each brings."""
     loss: str = "listnet"
-    """Name in distill.losses.LOSSES."""
+    """One of LOSSES. None was better than listnet on the development data; kl has the same gradient. infonce sees only
+    the first document or the best labels; mse and margin_mse need several scores a query."""
+    sampler: str = "topk"
+    """One of SAMPLERS: random queries ("topk"), with hard negatives that the present student ranks first ("mined"), or
+    queries that share documents, found by a random walk ("walk") or breadth-first ("snowball")."""
+    mine_every: int = 10
+    """Steps between looks at the present student by the sampler "mined". Fewer: fresher negatives, more scans."""
+    debias: bool = False
+    """Whether shared documents count by the inverse of their chance to be in a batch, which is larger where many lists
+    begin with them."""
+    false_negatives: float | None = None
+    """With pair scores and labels: leave out of a query's negatives what it does not list and whose dense similarity is
+    above this share of the way from that of the mean document to that of the best listed one. None: leave none out; on
+    the labels of the development data, shares of 0.8 to 1.1 were all a little worse."""
+    temperature: str = "global"
+    """Calibrate one temperature for all lists ("global") or one for each ("query")."""
     depth: int = 200
     """Teacher documents per query, all of them used. Fewer: cheaper, and worse in the tail (Distill-VQ, table 3)."""
     random_docs: int = 1024
@@ -154,7 +184,14 @@ class DistillConfig:
     lists."""
 
     def __post_init__(self) -> None:
-        counts = ("depth", "batch", "steps", "eval_every", "patience", "held_out")
+        _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
+        _require(self.sampler in SAMPLERS, "sampler", self.sampler, f"one of {', '.join(SAMPLERS)}")
+        _require(self.temperature in ("global", "query"), "temperature", self.temperature, "global or query")
+        share = self.false_negatives
+        _require(
+            share is None or (_is_finite(share) and share > 0), "false_negatives", share, "a positive number or None"
+        )
+        counts = ("depth", "batch", "steps", "eval_every", "patience", "held_out", "mine_every")
         for name in (*counts, "router_steps", "router_batch", "router_eval_every"):
             _require(_is_int(getattr(self, name), 1), name, getattr(self, name), "a positive integer")
         for name in ("codewords_rate", "rotation_rate", "tables_rate", "router_rate"):

@@ -116,6 +116,15 @@ def test_given_scores_and_labels_teach(rows: Any, queries: Any, tmp_path: Path) 
         vqdistill.compile(rows, tmp_path / teacher[:5], queries=queries, teacher=teacher, ram="4B/vec")
 
 
+@pytest.mark.parametrize(("name", "value"), [("loss", "hinge"), ("sampler", "all"), ("false_negatives", 0)])
+def test_unusable_training_options_are_refused_before_any_work(
+    name: str, value: Any, rows: Any, queries: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidInput, match=f"^{name} must be .*, got {value!r}"):
+        vqdistill.compile(rows, tmp_path / "a", queries=queries, **{name: value})
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("teacher", ["", "labels", "labels:", "exact:x", "oracle", "scores:/nowhere"])
 def test_unusable_teachers(teacher: str, rows: Any, queries: Any, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput):

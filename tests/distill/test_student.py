@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ def batch() -> Batch:
     real[0, 5:] = real[2, 1] = False
     teacher[~real] = -np.inf
     teacher[1, 3] = -np.inf  # real, but without target mass
-    return Batch(normal(3, D, seed=3), docs, teacher, real)
+    return Batch(normal(3, D, seed=3), docs, teacher, real, np.array([4, 0, 2]))
 
 
 def softmax(x: Any) -> Any:
@@ -122,11 +123,23 @@ def test_documents_that_repeat_share_one_code() -> None:
     model, student = make(Metric.IP, "pq", False)
     b = batch()
     docs = np.tile(b.docs[:1], (3, 1))
-    repeated = Batch(b.queries, docs, b.teacher, b.real)
+    repeated = replace(b, docs=docs)
     used = model.encode(normal(N, D)).codes
     assert student.codes_loss(repeated, OBJECTIVE).item() == pytest.approx(
         expected_loss(coded_scores(model, repeated, used), repeated), rel=1e-4
     )
+
+
+def test_lists_hold_the_temperatures_of_the_queries_of_the_batch() -> None:
+    b, student = replace(batch(), weight=np.full((3, 7), 2, np.float32)), torch.zeros(3, 7)
+    each = np.arange(5, dtype=np.float32)
+    lists = Objective(listnet, 10 + each, each).lists(b, student)
+    assert torch.equal(torch.as_tensor(lists.temperature), torch.tensor([[14.0], [10], [12]]))
+    assert torch.equal(torch.as_tensor(lists.teacher_temperature), torch.tensor([[4.0], [0], [2]]))
+    assert lists.student is student and torch.equal(lists.teacher, torch.from_numpy(b.teacher))
+    assert torch.equal(lists.real, torch.from_numpy(b.real)) and (lists.weights == 2).all()
+    plain = Objective(listnet, 0.7, 0.4).lists(batch(), student)
+    assert (plain.temperature, plain.teacher_temperature, plain.weight) == (0.7, 0.4, None)
 
 
 @pytest.mark.parametrize("codes", ["pq", "additive"])

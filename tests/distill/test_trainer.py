@@ -13,14 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from tests.distill.support import DEPTH, Task
+from vqdistill import config
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
+from vqdistill.distill import losses, trainer
 from vqdistill.distill.calibration import ROUTE_LOSS
 from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.losses import COMPARING, LOSSES, Lists
 from vqdistill.distill.routing import calibrate_lift
 from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.distill.trainer import Distiller, training_rows
@@ -383,9 +387,69 @@ def test_what_does_not_belong_together(tasks: dict[Metric, Task], queries: Any, 
         Distiller(shape(), QUICK).fit(tasks[Metric.IP].src, queries, Relevance.from_lists(*relevance))
 
 
-def test_unknown_loss(tasks: dict[Metric, Task]) -> None:
-    with pytest.raises(InvalidInput, match="loss must be one of listnet, got 'hinge'"):
-        fit(Distiller(shape(), replace(QUICK, loss="hinge")), tasks[Metric.IP])
+def test_a_dense_teacher_has_no_false_negatives(tasks: dict[Metric, Task]) -> None:
+    with pytest.raises(InvalidInput, match="false_negatives needs a teacher of scores or labels"):
+        fit(Distiller(shape(), replace(QUICK, false_negatives=0.9)), tasks[Metric.IP])
+
+
+@pytest.mark.parametrize("loss", sorted(COMPARING))
+def test_losses_that_compare_need_something_to_compare(tasks: dict[Metric, Task], loss: str) -> None:
+    docs, _ = tasks[Metric.IP].relevance.padded(1)
+    task = replace(tasks[Metric.IP], relevance=Relevance.from_padded(docs))
+    with pytest.raises(InvalidInput, match=f"loss {loss} needs a teacher that scores 2 documents of a query, got 1"):
+        fit(Distiller(shape(), replace(QUICK, loss=loss)), task, dense_teacher=False)
+
+
+@pytest.mark.parametrize("codes", ["pq", "additive"])
+@pytest.mark.parametrize("loss", config.LOSSES)
+def test_every_loss_trains(tasks: dict[Metric, Task], loss: str, codes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It falls, and what it brings is kept only if the held-out queries gain."""
+    values: list[float] = []
+
+    def recorded(lists: Lists) -> Tensor:
+        value = LOSSES[loss](lists)
+        values.append(value.item())
+        return value
+
+    monkeypatch.setattr(trainer, "LOSSES", {loss: recorded})
+    monkeypatch.setattr(losses, "RANK", 20)  # of 600 documents
+    distiller = Distiller(shape(codes, m=8), replace(QUICK, loss=loss, patience=9, tables_rate=0.02))
+    task = tasks[Metric.COSINE]
+    model, judge = fit(distiller, task), judge_of(distiller, task)
+    assert len(values) == 20
+    assert np.mean(values[-5:]) < np.mean(values[:5])
+    (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
+    assert stage["after"] >= stage["before"]
+    assert recall(judge, model, distiller) == pytest.approx(stage["after"])
+
+
+@pytest.mark.parametrize("codes", ["pq", "additive"])
+@pytest.mark.parametrize(
+    "options",
+    [*({"sampler": name} for name in config.SAMPLERS), {"debias": True}, {"temperature": "query"}],
+    ids=lambda options: next(iter(map(str, options.values()))),
+)
+def test_every_sampler_trains(tasks: dict[Metric, Task], options: dict[str, Any], codes: str) -> None:
+    """Never to the worse on held-out queries, the same for the same seed, and not as the plain options do."""
+    task, config_ = tasks[Metric.COSINE], replace(QUICK, mine_every=5, **options)
+    distiller, again = Distiller(shape(codes), config_), Distiller(shape(codes), config_)
+    model = fit(distiller, task)
+    assert same(model, fit(again, task)) and distiller.report == again.report
+    (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
+    assert stage["after"] >= stage["before"]
+    plain = Distiller(shape(codes), QUICK)
+    assert (options == {"sampler": "topk"}) == same(model, fit(plain, task))
+
+
+@pytest.mark.parametrize("sampler", config.SAMPLERS)
+@pytest.mark.parametrize("temperature", ["global", "query"])
+def test_labels_with_every_sampler(tasks: dict[Metric, Task], sampler: str, temperature: str) -> None:
+    docs, _ = tasks[Metric.COSINE].relevance.padded(2)
+    task = replace(tasks[Metric.COSINE], relevance=Relevance.from_padded(docs))
+    options = replace(QUICK, sampler=sampler, temperature=temperature, false_negatives=0.9, debias=True)
+    distiller = Distiller(shape("additive"), options)
+    fit(distiller, task, dense_teacher=False, teacher_temperature=1.0)
+    assert all(stage["after"] >= stage["before"] for stage in distiller.report["stages"] if stage["kept"])
 
 
 def test_l2_has_no_additive_codes(tasks: dict[Metric, Task]) -> None:

@@ -19,6 +19,7 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import Supervision, supervise
 from vqdistill.config import Budget, DistillConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.data.teacher import Judge
 from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
@@ -34,13 +35,18 @@ def compile(
     out: str | Path,
     *,
     queries: Any = None,
-    teacher: str = "exact",
+    teacher: str | Judge = "exact",
+    mix: float = 1.0,
     ids: Any = None,
     metric: str | None = None,
     ram: str | Budget = "32B/vec",
     dense: str = "f16",
     codes: str | None = None,
     distill: bool = True,
+    loss: str = "listnet",
+    sampler: str = "topk",
+    debias: bool = False,
+    false_negatives: float | None = None,
     seed: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -53,7 +59,11 @@ def compile(
     out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
-    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents), of the queries
+    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents or their grades),
+        of the queries; or a function, such as a cross-encoder, that scores the documents which dense scores rank first:
+        given row numbers of queries (b,) and of documents (b, l), it returns (b, l) scores. Where exact search is too
+        dear (`supervision.AFFORDABLE`), dense lists are from an undistilled index, and the report has their recall.
+    mix : share of such a teacher in the target; the rest are dense scores, which other documents get as well
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
@@ -61,6 +71,10 @@ def compile(
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
         and the metric allow it, otherwise pq
     distill : False stops after the undistilled start
+    loss : what holds the codes' ranking against the teacher's, one of `config.LOSSES`
+    sampler : what each step trains on, one of `config.SAMPLERS`: random queries ("topk"), with hard negatives of the
+        present codes ("mined"), or queries that share documents ("walk", "snowball")
+    debias, false_negatives : see `DistillConfig`; the latter needs a teacher of scores or labels
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
 
@@ -78,6 +92,9 @@ def compile(
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
+    config = DistillConfig(
+        seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
+    )
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
@@ -93,10 +110,24 @@ def compile(
     progress.note(plan.explain())
     with training_threads(threads):
         lesson = supervise(
-            src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
+            src,
+            queries,
+            teacher,
+            cache=Path(f"{out}.cache"),
+            seed=seed,
+            threads=threads,
+            progress=progress,
+            mix=mix,
+            length=config.list_length,
         )
-        distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
-        model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
+        distiller = Distiller(plan.model, config, threads, progress)
+        model = distiller.fit(
+            src,
+            lesson.queries,
+            lesson.relevance,
+            dense_teacher=lesson.dense,
+            teacher_temperature=lesson.temperature,
+        )
         search = search_policy(model, dense, distiller.calibrated)
         report = _report(distiller.report, lesson)
         build(plan, model, src, out, search=search, report=report, progress=progress)
@@ -159,7 +190,7 @@ def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) 
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
-    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo}
+    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo, "teacher": lesson.teacher}
     if lesson.pseudo:
         report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
     return report

@@ -8,10 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
 from vqdistill.data.judgments import read_labels, read_scores
+from vqdistill.data.mixture import log_gains, mixed
+from vqdistill.data.pairs import pair_scores
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource, open_queries
-from vqdistill.data.teacher import CachedTeacher, ExactTeacher, pseudo_queries
+from vqdistill.data.teacher import (
+    CachedTeacher,
+    CallableTeacher,
+    ExactTeacher,
+    IntRows,
+    Judge,
+    ScoreTeacher,
+    pseudo_queries,
+)
 from vqdistill.errors import InvalidInput
 from vqdistill.progress import Progress
 from vqdistill.types import F32Rows
@@ -22,6 +33,12 @@ MAX_QUERIES = 16_384
 """Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
 PSEUDO_QUERIES = 8_192
 """Pseudo-queries made when there are none."""
+AFFORDABLE = 4 * 10**13
+"""Queries x rows x dimensions up to which the dense teacher searches exactly: ten minutes on two cores, which do 6.6e10
+a second. 16,384 queries get there at 6.4 million rows of 384 dimensions. An index must be trained and coded first: up
+to there it would save a third of the time at most, far beyond two thirds."""
+SAMPLE = 200
+"""Queries whose exact lists say what share of them the index found; about 1 % of the work of exact search for all."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +50,126 @@ class Supervision:
     relevance: Relevance
     origin: str
     """Where the queries are from, for the report."""
-    pseudo: bool
+    teacher: dict[str, Any]
+    """What the teacher is, for the report: `kind`; of an index, the `recall` of its lists and of how large a `sample`;
+    of a mixture, `mix` and what its `dense` teacher is."""
+    pseudo: bool = False
     """Whether the queries were made from the corpus."""
-    dense: bool
-    """Whether relevance is the similarity of the dense vectors."""
+    dense: bool = True
+    """Whether scores are on the scale of the similarity of the dense vectors."""
+    temperature: float | None = None
+    """That scores are meant to be divided by; None = to be calibrated."""
+
+
+@dataclass(frozen=True)
+class DenseTeacher:
+    """Lists by the similarity of the dense vectors: exact while that is affordable, from an index beyond."""
+
+    src: EmbeddingSource
+    cache: Path
+    """Folder of finished lists."""
+    seed: int
+    threads: int
+    progress: Progress
+
+    def teach(self, queries: F32Rows, exclude: IntRows | None = None) -> tuple[Relevance, dict[str, Any]]:
+        """Return the first DEPTH documents of each query, and what taught them; `exclude` as for ExactTeacher."""
+        if len(queries) * self.src.n * self.src.dim <= AFFORDABLE:
+            return self._exact(queries, exclude), {"kind": "exact"}
+        with self.progress.stage("index teacher", self.src.n) as stage:
+            teacher = CachedTeacher(
+                IndexTeacher(self.src, self.seed, self.threads, stage.advance), self.cache, self.seed
+            )
+            found = teacher.relevance(queries, DEPTH, exclude)
+        rng = np.random.default_rng([self.seed, 7])
+        some = np.sort(rng.permutation(len(queries))[:SAMPLE])
+        wanted = self._exact(queries[some], None if exclude is None else exclude[some])
+        return found, {"kind": "index", "recall": list_recall(found.select(some), wanted), "sample": len(some)}
+
+    def _exact(self, queries: F32Rows, exclude: IntRows | None) -> Relevance:
+        with self.progress.stage("exact teacher", self.src.n) as stage:
+            teacher = CachedTeacher(ExactTeacher(self.src, self.threads, stage.advance), self.cache)
+            return teacher.relevance(queries, DEPTH, exclude)
 
 
 def supervise(
-    src: EmbeddingSource, queries: Any, teacher: str, *, cache: Path, seed: int, threads: int, progress: Progress
+    src: EmbeddingSource,
+    queries: Any,
+    teacher: str | Judge,
+    *,
+    cache: Path,
+    seed: int,
+    threads: int,
+    progress: Progress,
+    mix: float = 1.0,
+    length: float = 40.0,
 ) -> Supervision:
     """Find learn queries and relevance for the rows of `src`; parameters as for `compile`.
+
+    Parameters
+    ----------
+    length : effective list length that the parts of a mixture are calibrated to
 
     Raises
     ------
     InvalidInput
-        If `teacher` is none of its forms, or needs real queries and there are none.
+        If `teacher` or `mix` is not usable, or they need real queries and there are none.
     """
-    kind, _, path = teacher.partition(":")
-    if kind not in ("exact", "scores", "labels") or (kind == "exact") != (path == ""):
-        raise InvalidInput(f'teacher must be "exact", "scores:FILE" or "labels:FILE", got {teacher!r}')
-    rng = np.random.default_rng([seed, 2])
+    kind = _kind(teacher, mix)
+    dense = DenseTeacher(src, cache, seed, threads, progress)
     opened = _learn_queries(src, queries)
     if opened is None:
         if kind != "exact":
-            raise InvalidInput(f"teacher {teacher!r} needs learn queries, got none")
-        return _pseudo(src, seed, cache, threads, progress)
-    picked = np.sort(rng.permutation(opened.n)[:MAX_QUERIES])
-    rows = opened.take(picked)
+            shown = "function" if callable(teacher) else repr(teacher)
+            raise InvalidInput(f"teacher {shown} needs learn queries, got none")
+        return _pseudo(dense)
+    picked = np.sort(np.random.default_rng([seed, 2]).permutation(opened.n)[:MAX_QUERIES])
+    rows, origin = opened.take(picked), opened.name.rpartition("/")[2]
     if kind == "exact":
-        relevance = _exact(src, rows, None, cache, threads, progress)
+        relevance, said = dense.teach(rows)
+        return Supervision(rows, relevance, origin, said)
+    lists = dense.teach(rows) if callable(teacher) or mix < 1 else None
+    if callable(teacher):
+        assert lists is not None
+        given = _judged(teacher, lists[0], picked, progress)
     else:
         read = read_scores if kind == "scores" else read_labels
-        relevance = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids).select(picked)
-    return Supervision(rows, relevance, opened.name.rpartition("/")[2], False, kind == "exact")
+        path = teacher.partition(":")[2]
+        given = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids).select(picked)
+    temperature = None
+    if kind == "labels":
+        given, temperature = log_gains(given), 1.0
+    told = {"kind": kind} if lists is None else {"kind": kind, "dense": lists[1]}
+    if lists is None or mix == 1:
+        return Supervision(rows, given, origin, told, dense=False, temperature=temperature)
+    relevance = mixed(lists[0], given, _similar(src, rows, given), mix, length, temperature)
+    return Supervision(rows, relevance, origin, told | {"mix": mix})
+
+
+def _kind(teacher: str | Judge, mix: float) -> str:
+    if callable(teacher):
+        kind = "callable"
+    else:
+        kind, _, path = str(teacher).partition(":")
+        if kind not in ("exact", "scores", "labels") or (kind == "exact") != (path == ""):
+            raise InvalidInput(f'teacher must be "exact", "scores:FILE", "labels:FILE" or a function, got {teacher!r}')
+    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 < mix <= 1:
+        raise InvalidInput(f"mix must be above 0 and at most 1, got {mix!r}")
+    if kind == "exact" and mix < 1:
+        raise InvalidInput(f"mix {mix} needs a teacher besides the dense one: scores, labels or a function")
+    return kind
+
+
+def _judged(judge: Judge, lists: Relevance, numbers: IntRows, progress: Progress) -> Relevance:
+    with progress.stage("teacher function", len(numbers), "queries") as stage:
+        teacher = CallableTeacher(judge, ScoreTeacher(lists), numbers, stage.advance)
+        return teacher.relevance(numbers, DEPTH)
+
+
+def _similar(src: EmbeddingSource, queries: F32Rows, given: Relevance) -> F32Rows:
+    """(nnz,) dense similarity of the documents given."""
+    docs, _ = given.padded(int(given.counts.max(initial=0)))
+    return pair_scores(src, queries, docs)[docs >= 0]
 
 
 def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
@@ -76,15 +180,9 @@ def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None
     return open_queries(queries, src)
 
 
-def _pseudo(src: EmbeddingSource, seed: int, cache: Path, threads: int, progress: Progress) -> Supervision:
-    with progress.stage("pseudo-queries"):
-        made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), seed, threads)
-    return Supervision(made, _exact(src, made, origins, cache, threads, progress), "pseudo-queries", True, True)
-
-
-def _exact(
-    src: EmbeddingSource, queries: F32Rows, exclude: Any, cache: Path, threads: int, progress: Progress
-) -> Relevance:
-    with progress.stage("exact teacher", src.n) as stage:
-        teacher = CachedTeacher(ExactTeacher(src, threads, stage.advance), cache)
-        return teacher.relevance(queries, DEPTH, exclude)
+def _pseudo(dense: DenseTeacher) -> Supervision:
+    src = dense.src
+    with dense.progress.stage("pseudo-queries"):
+        made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), dense.seed, dense.threads)
+    relevance, said = dense.teach(made, origins)
+    return Supervision(made, relevance, "pseudo-queries", said, pseudo=True)

@@ -1,4 +1,4 @@
-"""Teachers: where relevance comes from, be it exact search, given scores, labels, or queries made from the corpus."""
+"""Teachers: where relevance is from: exact search, given scores or labels, a function, queries made from the corpus."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ IntRows = npt.NDArray[np.int64]
 
 _POOL_BYTES = 64 << 20
 _NEIGHBOURS = 10
+_QUERIES_JUDGED = 64
 _NOISE = 0.1
 
 _log = logging.getLogger(__name__)
@@ -30,8 +31,10 @@ _log = logging.getLogger(__name__)
 class Teacher(Protocol):
     """Tells which documents are relevant to queries."""
 
-    kind: Literal["exact", "scores", "labels"]
-    """Where its judgement is from."""
+    @property
+    def kind(self) -> Literal["exact", "index", "scores", "labels", "callable"]:
+        """Where its judgement is from."""
+        ...
 
     def relevance(self, queries: Any, depth: int) -> Relevance:
         """Judge the best documents of each query.
@@ -104,19 +107,35 @@ class ExactTeacher:
         )
 
 
+class SearchTeacher(Protocol):
+    """A teacher that searches the rows of a source."""
+
+    @property
+    def kind(self) -> Literal["exact", "index"]:
+        """See Teacher."""
+        ...
+
+    src: EmbeddingSource
+
+    def relevance(self, queries: Any, depth: int, exclude_self: npt.NDArray[Any] | None = None) -> Relevance:
+        """See ExactTeacher."""
+        ...
+
+
 class CachedTeacher:
-    """An exact teacher whose answers are kept as .npz files, named by what they depend on.
+    """A searching teacher whose answers are kept as .npz files, named by what they depend on.
 
     Parameters
     ----------
     teacher : asked when there is no answer yet, or its file is damaged
     directory : where files are kept; made when the first is written
+    seed : that the answers depend on; None for those of exact search
     """
 
-    kind: Literal["exact"] = "exact"
-
-    def __init__(self, teacher: ExactTeacher, directory: str | Path) -> None:
+    def __init__(self, teacher: SearchTeacher, directory: str | Path, seed: int | None = None) -> None:
+        self.kind = teacher.kind
         self._teacher = teacher
+        self._version = "1" if seed is None else f"1 {teacher.kind} {seed}"
         self._directory = Path(directory)
         self._fingerprint: str | None = None
 
@@ -126,7 +145,8 @@ class CachedTeacher:
         src = self._teacher.src
         prepared = query_rows(queries, src)
         self._fingerprint = self._fingerprint or src.fingerprint()
-        digest = hashlib.blake2b(f"1 {self._fingerprint} {depth} {prepared.shape}".encode(), digest_size=16)
+        asked = f"{self._version} {self._fingerprint} {depth} {prepared.shape}"
+        digest = hashlib.blake2b(asked.encode(), digest_size=16)
         digest.update(prepared.astype("<f4", copy=False).data)
         if exclude_self is not None:
             digest.update(np.asarray(exclude_self, "<i8").tobytes())
@@ -163,6 +183,72 @@ class LabelTeacher(ScoreTeacher):
     """Relevance that was given as labels: a grade for relevant documents, nothing about the others."""
 
     kind: Literal["scores", "labels"] = "labels"
+
+
+Judge = Callable[[IntRows, IntRows], Any]
+"""Row numbers of queries (b,) and of documents (b, l) for each -> scores (b, l), larger is better."""
+
+
+class CallableTeacher:
+    """A function that judges the candidates of another teacher, such as a cross-encoder or a click model.
+
+    Parameters
+    ----------
+    judge : called with row numbers, of at most 64 queries at once; a query's candidates come best first
+    candidates : finds what is to be judged
+    numbers : (q,) row number that each query goes by; None: 0, 1, ...
+    progress : called with the number of queries of each finished call
+    """
+
+    kind: Literal["callable"] = "callable"
+
+    def __init__(
+        self,
+        judge: Judge,
+        candidates: Teacher,
+        numbers: IntRows | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._judge, self._candidates = judge, candidates
+        self._numbers, self._progress = numbers, progress
+
+    def relevance(self, queries: Any, depth: int) -> Relevance:
+        """See Teacher. The first `depth` candidates are judged: of each call, as many as the shortest list has.
+
+        Raises
+        ------
+        InvalidInput
+            If the function returns anything but a finite score for each document.
+        """
+        found = self._candidates.relevance(queries, depth)
+        docs, _ = found.padded(depth)
+        scores = np.full(docs.shape, -np.inf, np.float32)
+        numbers = np.arange(len(docs)) if self._numbers is None else self._numbers
+        for at in range(0, len(docs), _QUERIES_JUDGED):
+            part = slice(at, at + _QUERIES_JUDGED)
+            width = int(found.counts[part].min())
+            scores[part, :width] = _judged(self._judge, numbers[part], docs[part, :width])
+            docs[part, width:] = -1
+            if self._progress is not None:
+                self._progress(len(docs[part]))
+        return Relevance.from_padded(docs, scores)
+
+
+def _judged(judge: Judge, queries: IntRows, docs: IntRows) -> F32Rows:
+    got = judge(queries.copy(), docs.copy())
+    wanted = f"the teacher function must return {docs.shape} finite scores"
+    try:
+        scores = np.asarray(got, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"{wanted}, got {type(got).__name__}") from None
+    if scores.shape != docs.shape:
+        raise InvalidInput(f"{wanted}, got {scores.shape if scores.ndim else type(got).__name__}")
+    if not np.isfinite(scores).all():
+        query, place = np.argwhere(~np.isfinite(scores))[0]
+        raise InvalidInput(
+            f"{wanted}, got {scores[query, place]} for query {queries[query]}, document {docs[query, place]}"
+        )
+    return scores
 
 
 def query_rows(queries: Any, src: EmbeddingSource) -> F32Rows:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.distill.samplers import Corpus, TeacherLists
+from vqdistill.distill.samplers import Corpus, Search, TeacherLists
 from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.scan import make_engine
@@ -48,11 +48,18 @@ class HeldOut:
         """Documents (q, CANDIDATES) that the codes rank first over all lists, -1 padding, and their code scores."""
         return self._found(model, codes, model.nlist)
 
-    def _found(self, model: IvfPqModel, codes: Codes, nprobe: int) -> tuple[npt.NDArray[np.int32], F32Rows]:
+    def searching(self, model: IvfPqModel, codes: Codes) -> Search:
+        """Return a search of the codes for any queries: their first CANDIDATES documents over all lists."""
         engine, order = self.engine(model, codes)
-        scores, positions, _ = engine.search(
-            self.lists.queries, k=CANDIDATES, nprobe=nprobe, refine=0, threads=self.threads
-        )
+        return lambda queries: self._search(engine, order, queries, model.nlist)[0]
+
+    def _found(self, model: IvfPqModel, codes: Codes, nprobe: int) -> tuple[npt.NDArray[np.int32], F32Rows]:
+        return self._search(*self.engine(model, codes), self.lists.queries, nprobe)
+
+    def _search(
+        self, engine: Engine, order: npt.NDArray[np.int64], queries: F32Rows, nprobe: int
+    ) -> tuple[npt.NDArray[np.int32], F32Rows]:
+        scores, positions, _ = engine.search(queries, k=CANDIDATES, nprobe=nprobe, refine=0, threads=self.threads)
         return np.where(positions >= 0, order[positions], -1).astype(np.int32), scores
 
     def recall(self, found: npt.NDArray[np.int32]) -> float:

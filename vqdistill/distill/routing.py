@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqdistill.config import DistillConfig
 from vqdistill.distill.held_out import TOP, HeldOut, route_scores
-from vqdistill.distill.losses import listnet
+from vqdistill.distill.losses import cross_entropy
 from vqdistill.distill.samplers import TeacherLists
 from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import Coarse, train_query_coarse
@@ -101,7 +101,7 @@ class RouteTargets:
         scores = torch.from_numpy(self.queries[picked]) @ router.T
         if metric is Metric.L2:
             scores = 2 * scores - router.square().sum(dim=1)
-        return listnet(target, scores / temperature)
+        return cross_entropy(target, scores / temperature)
 
 
 def train_router(

@@ -11,11 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vqdistill.distill.losses import Loss
+from vqdistill.distill.losses import Lists, Loss
 from vqdistill.distill.samplers import Batch, Corpus
 from vqdistill.kernels import jit
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Metric
+
+F32 = npt.NDArray[np.float32]
 
 
 class _CodeScores(torch.autograd.Function):
@@ -37,10 +39,21 @@ class Objective:
     """How a student's list is held against the teacher's."""
 
     loss: Loss
-    temperature: float
-    """Divides student scores."""
-    teacher_temperature: float
+    temperature: float | F32
+    """Divides student scores: a number, or (q,) one for each training query."""
+    teacher_temperature: float | F32
     """Divides teacher scores; the same where both are similarities of vectors."""
+
+    def lists(self, batch: Batch, student: Tensor) -> Lists:
+        """What the loss compares, given the student's scores (b, l) of a batch."""
+        return Lists(
+            torch.from_numpy(batch.teacher),
+            student,
+            torch.from_numpy(batch.real),
+            _of_batch(self.teacher_temperature, batch),
+            _of_batch(self.temperature, batch),
+            None if batch.weight is None else torch.from_numpy(batch.weight),
+        )
 
 
 class Student:
@@ -90,9 +103,8 @@ class Student:
         scores: Tensor = _CodeScores.apply(self._lut(queries), codes, docs)  # type: ignore[no-untyped-call]
         if self._start.residual:
             scores = scores + (queries @ self._coarse.T).gather(1, self._lists_of(batch))
-        # Constants of a query (the mean's product, the query's norm) fall out of the softmax.
-        logits = (scores / objective.temperature).masked_fill(torch.from_numpy(~batch.real), -torch.inf)
-        return objective.loss(_teacher_distribution(batch, objective), logits)
+        # Constants of a query (the mean's product, the query's norm) are left out, as losses do not depend on them.
+        return objective.loss(objective.lists(batch, scores))
 
     def _lists_of(self, batch: Batch) -> Tensor:
         return torch.from_numpy(self._lists[batch.docs].astype(np.int64))
@@ -107,5 +119,6 @@ class Student:
         return 2 * lut - words.square().sum(dim=2) if l2 else lut
 
 
-def _teacher_distribution(batch: Batch, objective: Objective) -> Tensor:
-    return torch.softmax(torch.from_numpy(batch.teacher) / objective.teacher_temperature, dim=1)
+def _of_batch(temperature: float | F32, batch: Batch) -> float | Tensor:
+    """A number as it is, or (b, 1) those of the queries of the batch."""
+    return torch.from_numpy(temperature[batch.picked, None]) if isinstance(temperature, np.ndarray) else temperature

@@ -15,11 +15,12 @@ from torch import Tensor
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
+from vqdistill.data.temperature import calibrate_temperature, calibrate_temperatures
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
 from vqdistill.distill.held_out import HeldOut
-from vqdistill.distill.losses import LOSSES, calibrate_temperature
+from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
-from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
+from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Miner, Sampler, Search, TeacherLists
 from vqdistill.distill.spaces import choose_space
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
@@ -47,6 +48,7 @@ class _Lesson:
     train: TeacherLists
     judge: HeldOut
     dense: bool
+    teacher_temperature: float | None
 
     def encode(self, model: IvfPqModel, terms: RowTerms | None = None) -> Codes:
         """Codes of the training rows, whose lists never change."""
@@ -98,7 +100,13 @@ class Distiller:
 
     @one_library_thread()
     def fit(
-        self, src: EmbeddingSource, queries: Any, relevance: Relevance, *, dense_teacher: bool = True
+        self,
+        src: EmbeddingSource,
+        queries: Any,
+        relevance: Relevance,
+        *,
+        dense_teacher: bool = True,
+        teacher_temperature: float | None = None,
     ) -> IvfPqModel:
         """Train the undistilled start, then distil the teacher's relevance into codes, look-up tables and routing.
 
@@ -109,6 +117,7 @@ class Distiller:
         relevance : what the teacher ranks for them, row numbers of `src`
         dense_teacher : whether its scores are those of the dense vectors; if not (pair scores, labels), only listed
             documents have target mass
+        teacher_temperature : that its scores are meant to be divided by; None = calibrated to `config.list_length`
 
         Returns
         -------
@@ -118,8 +127,8 @@ class Distiller:
         Raises
         ------
         InvalidInput
-            If queries and relevance do not belong together or to `src`, the metric has no such codes, or the loss is
-            unknown.
+            If queries and relevance do not belong together or to `src`, the metric has no such codes, the loss has
+            nothing to compare, or false negatives are to be left out with a dense teacher.
         """
         queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
         if relevance.n_queries != len(queries):
@@ -127,8 +136,12 @@ class Distiller:
         relevance.require_docs_below(src.n)
         if src.metric is Metric.L2 and (self.model.residual or self.model.codes == "additive"):
             raise InvalidInput("metric l2 needs plain product codes, got residual or additive ones")
-        if self.config.loss not in LOSSES:
-            raise InvalidInput(f"loss must be one of {', '.join(LOSSES)}, got {self.config.loss!r}")
+        if self.config.loss in COMPARING and not dense_teacher and relevance.nnz and relevance.counts.max() < 2:
+            raise InvalidInput(
+                f"loss {self.config.loss} needs a teacher that scores 2 documents of a query, got 1 a query"
+            )
+        if self.config.false_negatives is not None and dense_teacher:
+            raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
@@ -144,7 +157,7 @@ class Distiller:
         if self.config.enabled and judge.usable:
             terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
-        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher)
+        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
         model, codes = self._start(lesson)
         if terms is not None:
             if model.anchors is not None:
@@ -245,28 +258,50 @@ class Distiller:
     def _distil(
         self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
     ) -> tuple[IvfPqModel, Codes]:
-        sampler = TopKSampler(lesson.corpus, lesson.train, self.config.random_docs, lesson.dense)
-        objective = self._objective(lesson, sampler)
-        self.report["temperature"] = objective.temperature
         student = Student(model, lesson.corpus, lesson.coarse.lists)
+        maker = self._batches(lesson)
+        objective = self._objective(lesson, maker)
+        self.report |= {
+            "loss": self.config.loss,
+            "sampler": self.config.sampler,
+            "temperature": float(np.mean(objective.temperature)),
+        }
+        sampler = self._sampler(maker, student, codes, lesson)
         model = self._run(self._codes_stage(student, codes, lesson), student, sampler, objective, rng)
         return model, codes if model.additive else lesson.encode(model)
 
-    def _objective(self, lesson: _Lesson, sampler: TopKSampler) -> Objective:
+    def _batches(self, lesson: _Lesson) -> BatchMaker:
+        config = self.config
+        return BatchMaker(
+            lesson.corpus, lesson.train, config.random_docs, lesson.dense, config.debias, config.false_negatives
+        )
+
+    def _sampler(self, maker: BatchMaker, student: Student, codes: Codes, lesson: _Lesson) -> Sampler:
+        def snapshot() -> Search:
+            model = student.model()
+            return lesson.judge.searching(model, codes if model.additive else lesson.encode(model))
+
+        return SAMPLERS[self.config.sampler](maker, Miner(snapshot, self.config.mine_every))
+
+    def _objective(self, lesson: _Lesson, maker: BatchMaker) -> Objective:
         """Calibrate the temperatures to the wanted effective length of a list."""
         loss, wanted = LOSSES[self.config.loss], self.config.list_length
-        scores = lesson.train.scores
-        given = np.isfinite(scores).sum(axis=1).mean()
-        teacher = calibrate_temperature(scores, min(wanted, (1 + given) / 2))
+        teacher = self._teacher_temperature(lesson)
         if lesson.dense:
             return Objective(loss, teacher, teacher)
         # Pair scores and labels have a scale of their own: what divides the student must fit similarities of vectors.
-        batch = sampler.draw(np.random.default_rng(self.config.seed), self.config.batch)
-        similar = np.stack(
-            [lesson.corpus.scores(q[None], docs)[0] for q, docs in zip(batch.queries, batch.docs, strict=True)]
-        )
-        similar[~batch.real] = -np.inf
+        rng = np.random.default_rng(self.config.seed)
+        batch = maker.make(rng.permutation(len(lesson.train.queries))[: self.config.batch], rng)
+        similar = lesson.corpus.own_scores(batch.queries, np.where(batch.real, batch.docs, -1))
         return Objective(loss, calibrate_temperature(similar, min(wanted, batch.real.sum(axis=1).mean() / 2)), teacher)
+
+    def _teacher_temperature(self, lesson: _Lesson) -> float | npt.NDArray[np.float32]:
+        if lesson.teacher_temperature is not None:
+            return lesson.teacher_temperature
+        scores, wanted = lesson.train.scores, self.config.list_length
+        if self.config.temperature == "query":
+            return calibrate_temperatures(scores, wanted)
+        return calibrate_temperature(scores, min(wanted, (1 + np.isfinite(scores).sum(axis=1).mean()) / 2))
 
     def _serve_queries(
         self, start: IvfPqModel, codes: Codes, terms: QueryTerms, rows: npt.NDArray[np.int64], lesson: _Lesson
