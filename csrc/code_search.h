@@ -84,8 +84,8 @@ private:
 
     // The state of no code at all.
     void reset() {
-        std::memcpy(s(), row_.products, size_ * sizeof(float));
-        std::memcpy(sums_, row_.offsets, row_.nterms * sizeof(float));
+        std::copy_n(row_.products, size_, s());
+        std::copy_n(row_.offsets, row_.nterms, sums_);
     }
 
     void add(std::size_t j, std::size_t code) {

@@ -306,12 +306,12 @@ def test_threads_of_libraries_change_nothing(codes: str) -> None:
 
 def test_a_distiller_can_be_used_again(tasks: dict[Metric, Task]) -> None:
     """What the first corpus left behind must not leak into the second fit."""
-    full, distiller = tasks[Metric.COSINE], Distiller(shape("additive"), QUICK)
+    full, distiller = tasks[Metric.COSINE], Distiller(shape("additive", m=8), QUICK)
     model = fit(distiller, full)
     assert model.terms is not None
     model = distiller.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5)))
     assert model.terms is None and "stages" not in distiller.report
-    fresh = Distiller(shape("additive"), QUICK)
+    fresh = Distiller(shape("additive", m=8), QUICK)
     assert same(model, fresh.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5))))
 
 

@@ -162,7 +162,7 @@ def test_encoding_in_pieces(monkeypatch: pytest.MonkeyPatch, codes: str, residua
     lists, weights = rng.integers(0, D, (50, 2), dtype=np.int32), 20 * rng.random((50, 2), np.float32)
     terms = RowTerms(lists, weights, np.eye(D, dtype=np.float32))
     whole = model.encode(x, terms)
-    monkeypatch.setattr(ivfpq, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(ivfpq, "_BLOCK_BYTES", 16 * 4 * D)
     got = model.encode(x[:n], terms.take(np.arange(n)))
     assert np.array_equal(got.codes, whole.codes[:n]) and np.array_equal(got.lists, whole.lists[:n])
 
