@@ -166,19 +166,28 @@ def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
-    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m)
-    got = (src.n, model.d, model.metric.value, model.nlist, model.m)
+    units = (plan.model.query_units, plan.model.verify_units)
+    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *units)
+    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *_units(model))
     if planned != got or src.dim != model.d or src.metric is not model.metric:
         raise InvalidInput(
-            f"plan, model and source must agree in n, d, metric, nlist and m: planned {planned}, got {got}"
+            f"plan, model and source must agree in n, d, metric, nlist, m and units: planned {planned}, got {got}"
         )
+
+
+def _units(model: IvfPqModel) -> tuple[int, int]:
+    """Units of the adapter of queries and of that of verification; 0 where there is none."""
+    query, verify = model.query_adapter, model.verify_adapter
+    return 0 if query is None else query.units, 0 if verify is None else verify.units
 
 
 def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
     digest.update(f"{model.metric.value} {model.residual}".encode())
-    for _, value in sorted(vars(model).items()):
-        if isinstance(value, np.ndarray):
-            digest.update(value.tobytes())
+    adapters = [vars(adapter) for adapter in (model.query_adapter, model.verify_adapter) if adapter is not None]
+    for arrays in (vars(model), *adapters):
+        for _, value in sorted(arrays.items()):
+            if isinstance(value, np.ndarray):
+                digest.update(value.tobytes())
     return digest.digest()
