@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.data.relevance import Relevance
 from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
@@ -19,6 +21,8 @@ CANDIDATES = 100
 """Candidates among which they must be: what a search verifies by default."""
 ROUTE_SHARE = 0.1
 """Share of the corpus that routing is judged at."""
+FEWEST_QUERIES = 20
+"""Below this nothing is trained on queries: there would be no held-out ones to guard with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,13 @@ class HeldOut:
     def scored_candidates(self, model: IvfPqModel, codes: Codes) -> tuple[npt.NDArray[np.int32], F32Rows]:
         """Documents (q, CANDIDATES) that the codes rank first over all lists, -1 padding, and their code scores."""
         return self._found(model, codes, model.nlist)
+
+    def candidates_of(self, model: IvfPqModel, codes: Codes, queries: F32Rows) -> npt.NDArray[np.int32]:
+        """Documents (q, CANDIDATES) that the codes rank first for other queries over all lists, -1 padding."""
+        engine, order = self.engine(model, codes)
+        options: dict[str, Any] = {"k": CANDIDATES, "nprobe": model.nlist, "refine": 0, "threads": self.threads}
+        positions = engine.search(queries, **options)[1]
+        return np.where(positions >= 0, order[positions], -1).astype(np.int32)
 
     def _found(self, model: IvfPqModel, codes: Codes, nprobe: int) -> tuple[npt.NDArray[np.int32], F32Rows]:
         engine, order = self.engine(model, codes)
@@ -101,6 +112,16 @@ class HeldOut:
             enough = self.recall(self.candidates(model, codes, ladder[middle])) >= wanted
             low, high = (low, middle) if enough else (middle + 1, high)
         return ladder[low]
+
+
+def split(
+    relevance: Relevance, most: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the training and of the held-out queries, `most` or a fifth, among those that have documents."""
+    usable = np.flatnonzero(relevance.counts)
+    held = min(most, len(usable) // 5) if len(usable) >= FEWEST_QUERIES else 0
+    order = rng.permutation(usable)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def route_scores(router: F32Rows, metric: Metric, queries: F32Rows) -> F32Rows:

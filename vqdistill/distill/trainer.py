@@ -15,8 +15,10 @@ from torch import Tensor
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
+from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
-from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split
+from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
 from vqdistill.distill.losses import LOSSES, calibrate_temperature
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
 from vqdistill.distill.samplers import Batch, Corpus, Sampler, TeacherLists, TopKSampler
@@ -31,9 +33,6 @@ from vqdistill.progress import Progress
 from vqdistill.types import Codes, Metric, as_f32_rows
 
 _log = logging.getLogger(__name__)
-
-_FEWEST_QUERIES = 20
-"""Below this nothing is trained on queries: there would be no held-out ones to guard with."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,13 @@ class Distiller:
 
     @one_library_thread()
     def fit(
-        self, src: EmbeddingSource, queries: Any, relevance: Relevance, *, dense_teacher: bool = True
+        self,
+        src: EmbeddingSource,
+        queries: Any,
+        relevance: Relevance,
+        *,
+        dense_teacher: bool = True,
+        judgments: Judgments | None = None,
     ) -> IvfPqModel:
         """Train the undistilled start, then distil the teacher's relevance into codes, look-up tables and routing.
 
@@ -107,6 +112,8 @@ class Distiller:
         relevance : what the teacher ranks for them, row numbers of `src`
         dense_teacher : whether its scores are those of the dense vectors; if not (pair scores, labels), only listed
             documents have target mass
+        judgments : what labels or pair scores say of the same queries, for a verification adapter of
+            `model.verify_units`; they also say which queries to hold out
 
         Returns
         -------
@@ -130,8 +137,8 @@ class Distiller:
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
-        local = _renumber(relevance, rows)
-        train, held = self._split(local, rng)
+        local = renumber(relevance, rows)
+        train, held = self._split(local, rng) if judgments is None else judgments.split(local)
         depth = self.config.depth
         lists = [TeacherLists.from_relevance(queries[part], local.select(part), depth) for part in (train, held)]
         judge = HeldOut(corpus, lists[1], self.threads)
@@ -149,8 +156,10 @@ class Distiller:
                 model, codes = self._serve_queries(model, codes, terms, rows, lesson)
             model, codes = self._distil(model, codes, lesson, rng)
             model = self._route(model, lesson, rng)
+            if judgments is not None and self.model.verify_units:
+                model = self._verify(model, codes, lesson, judgments.local(queries, rows))
         elif self.config.enabled:
-            self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
+            self.report["skipped"] = f"distillation needs at least {FEWEST_QUERIES} queries with documents"
         model, codes = widest_codebooks_first(model, codes)
         self.calibrated = {}
         if judge.usable:
@@ -163,10 +172,7 @@ class Distiller:
         self, relevance: Relevance, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Numbers of the training and of the held-out queries, among those that have documents."""
-        usable = np.flatnonzero(relevance.counts)
-        held = min(self.config.held_out, len(usable) // 5) if len(usable) >= _FEWEST_QUERIES else 0
-        order = rng.permutation(usable)
-        return np.sort(order[held:]), np.sort(order[:held])
+        return split(relevance, self.config.held_out, rng)
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
         with self.progress.stage("read training rows", len(rows)) as stage:
@@ -276,6 +282,30 @@ class Distiller:
         self.report["routing"] = {"temperature": learned.temperature, "ladder": ladder}
         return replace(model, router=learned.router)
 
+    def _verify(
+        self, model: IvfPqModel, codes: Codes, lesson: _Lesson, judged: tuple[JudgedQueries, JudgedQueries]
+    ) -> IvfPqModel:
+        """Teach verification to rank what the codes find: local discrimination, as in BiDR's dense stage."""
+        train, held = judged
+        config, corpus = self.config, lesson.corpus
+        if not (len(train.queries) and len(held.queries)):
+            return model
+        with self.progress.stage("adapter of verification"):
+            found, pool = lesson.judge.candidates_of(model, codes, train.queries), train.docs[train.docs >= 0]
+            hard = np.where(np.isin(found, pool), found, -1).astype(np.int32)
+            sampler = HardSampler(train, hard, config.adapter_negatives, len(corpus.x))
+            candidates = lesson.judge.candidates_of(model, codes, held.queries)
+            learned = learn_adapter(
+                train,
+                corpus,
+                lambda _: sampler,
+                lambda adapter: candidate_quality(held, corpus, candidates, adapter),
+                hard_temperature(train.queries, corpus, hard, config.adapter_list_length),
+                config,
+            )
+        self.report.setdefault("stages", []).append(learned.report("verification adapter", held.measure))
+        return replace(model, verify_adapter=learned.adapter)
+
     def _run(
         self, stage: _Stage, student: Student, sampler: Sampler, objective: Objective, rng: np.random.Generator
     ) -> IvfPqModel:
@@ -310,12 +340,6 @@ class Distiller:
         self.report.setdefault("stages", []).append(
             {"stage": stage, "before": before, "after": after, "kept": after > before}
         )
-
-
-def _renumber(relevance: Relevance, rows: npt.NDArray[np.int64]) -> Relevance:
-    """Keep documents among the sorted `rows`, numbered by their place there."""
-    kept = relevance.restrict(rows)
-    return Relevance(kept.offsets, np.searchsorted(rows, kept.docs), kept.scores)
 
 
 def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

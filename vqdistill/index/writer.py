@@ -63,7 +63,7 @@ class IndexWriter:
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
     dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
-    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords, and of the adapters' matrices
+    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords and adapters
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     ops : file operations; replaced in tests
