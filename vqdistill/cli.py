@@ -135,8 +135,15 @@ def plan_command(
         open_queries(queries, src)
     ids_kind = "rows" if src.ids is None else src.ids.kind
     codes = options["codes"] or default_codes(src.metric, not options["no_distill"])
+    adapted = teacher != "exact" and not options["no_distill"]
     plan = vqd.plan(
-        src.facts, options["ram"], codes=codes, dense=options["dense"], seed=options["seed"], ids_kind=ids_kind
+        src.facts,
+        options["ram"],
+        codes=codes,
+        dense=options["dense"],
+        seed=options["seed"],
+        ids_kind=ids_kind,
+        adapter_units=vqd.DistillConfig().adapter_units(src.dim) if adapted else 0,
     )
     if not as_json:
         click.echo(plan.explain())

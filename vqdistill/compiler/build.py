@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.passes import default_codes
+from vqdistill.compiler.adapted import adapt
+from vqdistill.compiler.passes import default_codes, settle
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import Supervision, supervise
@@ -53,7 +54,9 @@ def compile(
     out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
-    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents), of the queries
+    teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents, with grades or
+        without), of the queries. Scores and labels train adapters of queries; the exact neighbours of adapted queries
+        then teach the rest.
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
@@ -87,18 +90,32 @@ def compile(
         raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
     src = open_source(input, metric=metric, ids=ids)
     ids_kind = src.ids.kind if src.ids else "rows"
+    config = DistillConfig(seed=seed, enabled=distill)
     plan = make_plan(
-        src.facts, ram, codes=codes or default_codes(src.metric, distill), dense=dense, seed=seed, ids_kind=ids_kind
+        src.facts,
+        ram,
+        codes=codes or default_codes(src.metric, distill),
+        dense=dense,
+        seed=seed,
+        ids_kind=ids_kind,
+        adapter_units=config.adapter_units(src.dim) if distill and teacher != "exact" else 0,
     )
     progress.note(plan.explain())
     with training_threads(threads):
-        lesson = supervise(
-            src, queries, teacher, cache=Path(f"{out}.cache"), seed=seed, threads=threads, progress=progress
-        )
-        distiller = Distiller(plan.model, DistillConfig(seed=seed, enabled=distill), threads, progress)
-        model = distiller.fit(src, lesson.queries, lesson.relevance, dense_teacher=lesson.dense)
+        cache = Path(f"{out}.cache")
+        lesson = supervise(src, queries, teacher, cache=cache, seed=seed, threads=threads, progress=progress)
+        distiller = Distiller(plan.model, config, threads, progress)
+        if lesson.kind == "exact":
+            model = distiller.fit(src, lesson.queries, lesson.relevance)
+            report = _report(distiller.report, lesson)
+        else:
+            adapted = adapt(src, lesson, config, plan.model, cache=cache, threads=threads, progress=progress)
+            lesson = adapted.supervision
+            model = distiller.fit(src, lesson.queries, lesson.relevance, judgments=adapted.judgments)
+            model = replace(model, query_adapter=adapted.adapter)
+            report = _report(distiller.report | {"stages": adapted.stages + distiller.report.get("stages", [])}, lesson)
+        plan = settle(plan, *_units(model))
         search = search_policy(model, dense, distiller.calibrated)
-        report = _report(distiller.report, lesson)
         build(plan, model, src, out, search=search, report=report, progress=progress)
     seconds = time.perf_counter() - begin
     return {"plan": plan.to_json(), "report": report, "search": search.to_json(), "seconds": seconds}

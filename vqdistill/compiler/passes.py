@@ -26,8 +26,6 @@ MAX_ROUTER_SHARE = 0.25
 MAX_ADAPTER_SHARE = 0.125
 """Share of a total budget that adapters of queries may take before they are left out."""
 
-_NO_ADAPTERS = {"query_units": 0, "verify_units": 0}
-
 
 def resolve(plan: CompilePlan) -> CompilePlan:
     """Choose the lists: about 1.2 sqrt(n), so that routing and scanning cost the same order of work."""
@@ -71,7 +69,7 @@ def _fit_total(plan: CompilePlan, limit: int) -> CompilePlan:
         if fitted is not None:
             break
     else:
-        smallest = cost.resident_bytes(plan.facts.n, plan.facts.dim, replace(wanted, nlist=1, m=2, **_NO_ADAPTERS))
+        smallest = cost.resident_bytes(plan.facts.n, plan.facts.dim, replace(_bare(wanted), nlist=1, m=2))
         raise BudgetInfeasible(f"a budget of {limit} B is too small, the smallest feasible one is {smallest}B")
     m, nlist = fitted.m, fitted.nlist
     fewer = f"; nlist {nlist} instead of {wanted.nlist} to leave room for codes" if nlist < wanted.nlist else ""
@@ -81,12 +79,16 @@ def _fit_total(plan: CompilePlan, limit: int) -> CompilePlan:
 
 def _with_fewer_adapters(plan: CompilePlan, limit: int) -> Iterator[IvfPqConfig]:
     """Yield the model with all adapters that keep within their share of a total budget, then with fewer of them."""
-    bare = replace(plan.model, **_NO_ADAPTERS)
+    bare = _bare(plan.model)
     for model in (plan.model, replace(plan.model, verify_units=0)):
         adapters = cost.fixed_bytes(plan.facts.dim, model) - cost.fixed_bytes(plan.facts.dim, bare)
         if adapters <= MAX_ADAPTER_SHARE * limit:
             yield model
     yield bare
+
+
+def _bare(model: IvfPqConfig) -> IvfPqConfig:
+    return replace(model, query_units=0, verify_units=0)
 
 
 def _fewer_lists(plan: CompilePlan, model: IvfPqConfig, limit: int) -> IvfPqConfig | None:
@@ -199,8 +201,8 @@ def plan(
     """
     codes = codes or default_codes(facts.metric)
     tables = default_tables(facts.metric, codes)
-    units = {"query_units": adapter_units, "verify_units": adapter_units}
-    model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=tables, seed=seed, **units)
+    model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=tables, seed=seed)
+    model = replace(model, query_units=adapter_units, verify_units=adapter_units)
     wanted = DEFAULT_BUDGET if budget is None else Budget.parse(budget)
     draft = CompilePlan(facts=facts, budget=wanted, dense=dense, ids=ids_kind, model=model)
     draft.check()

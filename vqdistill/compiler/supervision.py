@@ -20,6 +20,8 @@ DEPTH = 200
 """Teacher documents per query (Distill-VQ uses the top 200)."""
 MAX_QUERIES = 16_384
 """Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
+MAX_JUDGED = 32_768
+"""Learn queries used at most with labels or pair scores, those that have any first: adapting queries costs less."""
 PSEUDO_QUERIES = 8_192
 """Pseudo-queries made when there are none."""
 
@@ -35,8 +37,8 @@ class Supervision:
     """Where the queries are from, for the report."""
     pseudo: bool
     """Whether the queries were made from the corpus."""
-    dense: bool
-    """Whether relevance is the similarity of the dense vectors."""
+    kind: str
+    """Whose word relevance is: "exact" (similarity of the dense vectors), "scores" (of pairs) or "labels"."""
 
 
 def supervise(
@@ -58,14 +60,16 @@ def supervise(
         if kind != "exact":
             raise InvalidInput(f"teacher {teacher!r} needs learn queries, got none")
         return _pseudo(src, seed, cache, threads, progress)
-    picked = np.sort(rng.permutation(opened.n)[:MAX_QUERIES])
-    rows = opened.take(picked)
+    order = rng.permutation(opened.n)
+    origin = opened.name.rpartition("/")[2]
     if kind == "exact":
-        relevance = _exact(src, rows, None, cache, threads, progress)
-    else:
-        read = read_scores if kind == "scores" else read_labels
-        relevance = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids).select(picked)
-    return Supervision(rows, relevance, opened.name.rpartition("/")[2], False, kind == "exact")
+        rows = opened.take(np.sort(order[:MAX_QUERIES]))
+        return Supervision(rows, exact_relevance(src, rows, None, cache, threads, progress), origin, False, kind)
+    read = read_scores if kind == "scores" else read_labels
+    judged = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids)
+    order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
+    picked = np.sort(order[:MAX_JUDGED])
+    return Supervision(opened.take(picked), judged.select(picked), origin, False, kind)
 
 
 def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
@@ -79,12 +83,20 @@ def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None
 def _pseudo(src: EmbeddingSource, seed: int, cache: Path, threads: int, progress: Progress) -> Supervision:
     with progress.stage("pseudo-queries"):
         made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), seed, threads)
-    return Supervision(made, _exact(src, made, origins, cache, threads, progress), "pseudo-queries", True, True)
+    return Supervision(
+        made, exact_relevance(src, made, origins, cache, threads, progress), "pseudo-queries", True, "exact"
+    )
 
 
-def _exact(
+def exact_relevance(
     src: EmbeddingSource, queries: F32Rows, exclude: Any, cache: Path, threads: int, progress: Progress
 ) -> Relevance:
+    """Exact neighbours of queries (q, d), DEPTH of each, out of the cache if it has them.
+
+    Parameters
+    ----------
+    exclude : (q,) row that each query must not get; None = they may get all
+    """
     with progress.stage("exact teacher", src.n) as stage:
         teacher = CachedTeacher(ExactTeacher(src, threads, stage.advance), cache)
         return teacher.relevance(queries, DEPTH, exclude)
