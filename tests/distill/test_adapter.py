@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from vqdistill.config import DistillConfig
+from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource, open_source
-from vqdistill.data.teacher import query_rows
+from vqdistill.data.teacher import ExactTeacher, query_rows
 from vqdistill.distill.adaptation import Adaptation, adapt_queries
 from vqdistill.distill.adapter import (
     HARD_DEPTH,
@@ -23,8 +23,9 @@ from vqdistill.distill.adapter import (
     is_gain,
     learn_adapter,
 )
-from vqdistill.distill.judged import HardSampler, JudgedQueries
+from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments
 from vqdistill.distill.samplers import Batch, Corpus
+from vqdistill.distill.trainer import Distiller
 from vqdistill.types import F32Rows, Metric
 
 N, D, Q = 500, 12, 400
@@ -230,3 +231,28 @@ def test_any_sampler_will_do() -> None:
 
     learned = learn_adapter(train, corpus, lambda _: Single(), measure, 0.1, config)
     assert seen == [False, True, True, True] and learned.after == 4.0 and learned.before == 1.0
+
+
+def test_verification_learns_from_what_the_codes_find() -> None:
+    """Codes follow the dense neighbours; labels, a slight turn away, can only reorder candidates."""
+    src, _, rows, rotation = turned(Metric.COSINE)
+    x = src.take(np.arange(N))
+    slight = 0.75 * np.eye(D, dtype=np.float32) + 0.5 * rotation
+    queries = query_rows(x[rows] @ slight, src)
+    relevance = ExactTeacher(src).relevance(queries, 50)
+    held = np.arange(Q) < 80
+    judgments = Judgments(Relevance.from_padded(rows[:, None]), held, scored=False, length=10.0)
+    shape = IvfPqConfig(nlist=4, m=12, codes="additive", verify_units=QUICK.adapter_units(D))
+    config = replace(QUICK, depth=50, list_length=20, steps=10, batch=64, random_docs=100)
+    distiller = Distiller(shape, config)
+    model = distiller.fit(src, queries, relevance, judgments=judgments)
+    stage = distiller.report["stages"][-1]
+    assert (stage["stage"], stage["kept"]) == ("verification adapter", True)
+    assert stage["after"] > stage["before"] + 0.1
+    assert distiller.report["held_out_queries"] == 80
+    assert model.query_adapter is None and model.verify_adapter is not None
+    assert model.verify_adapter.units == shape.verify_units
+    without = Distiller(replace(shape, verify_units=0), config)
+    assert without.fit(src, queries, relevance, judgments=judgments).verify_adapter is None
+    # What decides when to stop reading is how far codes are from the scores that verification gives.
+    assert distiller.calibrated["error"] > without.calibrated["error"]
