@@ -173,6 +173,22 @@ def test_labels_that_mean_nothing_leave_no_adapter(turned: tuple[Any, Any, Any],
     assert first_right(tmp_path / "a", fresh, np.arange(200)) > 0.9
 
 
+@pytest.mark.parametrize(
+    ("metric", "codes", "ram"), [("l2", "pq", "8B/vec"), ("ip", "pq", "8B/vec"), ("ip", "additive", "256KiB")]
+)
+def test_labels_under_every_metric_and_code(
+    metric: str, codes: str, ram: str, turned: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    x, queries, labels = turned
+    np.save(tmp_path / "labels.npy", labels[:1200])
+    options = {"teacher": f"labels:{tmp_path / 'labels.npy'}", "metric": metric, "codes": codes, "ram": ram}
+    vqdistill.compile(3 * x, tmp_path / "a", queries=3 * queries[:1200], **options)
+    assert first_right(tmp_path / "a", 3 * queries[1200:], labels[1200:]) > 0.7
+    assert verify(tmp_path / "a") == []
+    with open_index(tmp_path / "a") as reader:
+        assert CompilePlan.from_json(reader.manifest.plan).ram_bytes == reader.resident_bytes
+
+
 def test_an_adapted_index_is_the_same_for_the_same_seed(turned: tuple[Any, Any, Any], tmp_path: Path) -> None:
     x, queries, labels = turned
     np.save(tmp_path / "labels.npy", labels[:300])
