@@ -185,6 +185,31 @@ private:
     AllowView view_;
 };
 
+// A residual network for queries: (down, bias, up, rank, unit) or None.
+class AdapterArrays {
+public:
+    AdapterArrays(const py::object& value, const std::string& name, py::ssize_t d) {
+        if (value.is_none()) return;
+        const std::string wanted = "(down, bias, up, rank, unit) or None";
+        if (!py::isinstance<py::tuple>(value) || py::len(value) != 5) refuse(name, wanted, type_name(value));
+        parts_ = py::reinterpret_borrow<py::tuple>(value);
+        const Matrix down(parts_[0], (name + " down").c_str(), "(units, d) float32 or float16", {kAny, d});
+        const py::ssize_t units = down.size(0);
+        const Array<float> bias(parts_[1], (name + " bias").c_str(), "(units,) float32", {units});
+        const Matrix up(parts_[2], (name + " up").c_str(), "(d, units) float32 or float16", {d, units});
+        if (units == 0) refuse(name + " units", "positive", "0");
+        if (!py::isinstance<py::int_>(parts_[3]) || !py::isinstance<py::bool_>(parts_[4]))
+            throw py::type_error(name + " must end in an integer rank and a bool, got others");
+        const std::size_t rank = in_range((name + " rank").c_str(), parts_[3].cast<py::ssize_t>(), 0, units);
+        view_ = {static_cast<std::size_t>(units), rank, down.view(), bias.data(), up.view(), parts_[4].cast<bool>()};
+    }
+    const AdapterView& view() const { return view_; }
+
+private:
+    py::tuple parts_;  // keeps alive what view_ points at
+    AdapterView view_;
+};
+
 // Ctrl-C and other signals, as Python's handlers answer them; called without the GIL.
 bool python_interrupts() {
     const py::gil_scoped_acquire acquire;
@@ -215,7 +240,8 @@ public:
     Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
            const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
-           const py::object& dense_map, const std::string& io)
+           const py::object& dense_map, const std::string& io, const py::object& query_adapter,
+           const py::object& verify_adapter)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
           codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
@@ -224,6 +250,8 @@ public:
           rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
           packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
           map_(dense_map, "dense_map"),
+          query_adapter_(query_adapter, "query_adapter", rows(mean_)),
+          verify_adapter_(verify_adapter, "verify_adapter", rows(mean_)),
           search_(view(parse_metric(metric), residual),
                   make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io)) {
         const std::uint64_t end = search_.dense().end_of(search_.index().n());
@@ -324,7 +352,9 @@ private:
                        mean_.data(),
                        additive() ? nullptr : rotation_.data(),
                        codewords_.view(),
-                       packed_.data()};
+                       packed_.data(),
+                       query_adapter_.view(),
+                       verify_adapter_.view()};
         if (packed_.size(0) != block_count(view.n()))
             refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
         return view;
@@ -349,6 +379,7 @@ private:
     Array<float> rotation_;
     Array<std::uint8_t> packed_;
     Bytes map_;
+    AdapterArrays query_adapter_, verify_adapter_;
     IvfSearch search_;
 };
 
@@ -592,10 +623,12 @@ PYBIND11_MODULE(_native, module) {
     py::class_<Engine>(module, "Engine")
         .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
                       const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
-                      const std::string&, const py::object&, const std::string&>(),
+                      const std::string&, const py::object&, const std::string&, const py::object&,
+                      const py::object&>(),
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
-             arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto")
+             arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto",
+             arg("query_adapter") = py::none(), arg("verify_adapter") = py::none())
         .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
              arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
              arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)

@@ -30,6 +30,15 @@ struct MatrixView {
     }
 };
 
+// A residual network for queries, see adapter.h; without units there is none.
+struct AdapterView {
+    std::size_t units = 0, rank = 0;  // rank <= units
+    MatrixView down;                  // (units, d)
+    const float* bias = nullptr;      // (units)
+    MatrixView up;                    // (d, units)
+    bool unit = false;                // adapted queries have unit norm
+};
+
 // REQUIRES: the arrays outlive the view and agree with each other: list_offsets starts at 0, never falls, and ends at n
 // with packed holding block_count(n) blocks; m is even, <= kMaxM.
 struct IndexView {
@@ -43,6 +52,8 @@ struct IndexView {
     const float* rotation;             // (m * dsub, d); null for additive codes
     MatrixView codewords;              // (m, 16, dsub); dsub = d for additive codes
     const std::uint8_t* packed;        // (block_count(n), m/2, 32)
+    AdapterView query_adapter;         // what every stage sees
+    AdapterView verify_adapter;        // what dense rows are scored with, on top of it
 
     bool additive() const { return rotation == nullptr; }
     std::size_t n() const { return static_cast<std::size_t>(list_offsets[nlist]); }

@@ -37,6 +37,7 @@ std::size_t sort_best(Span<Scored> found, std::size_t k) {
 
 // What one thread needs; it only grows, so that a search allocates nothing after the first ones.
 struct Workspace {
+    Adapter::Scratch adapted, verified;
     TableBuilder::Scratch tables;
     Router::Scratch routes;
     ListScan::Scratch scan;
@@ -71,6 +72,8 @@ IvfSearch::IvfSearch(const IndexView& index, const DiskTier& dense)
     : index_(index),
       dense_(dense),
       kernels_(active_kernels()),
+      query_adapter_(index.query_adapter, index.d, kernels_),
+      verify_adapter_(index.verify_adapter, index.d, kernels_),
       router_(index, kernels_),
       tables_(index, kernels_),
       scan_(index, kernels_) {}
@@ -107,7 +110,7 @@ void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions&
     const std::size_t bytes =
         index_.m * kSub * (options.refine > 0 ? 1 : 5) + 2 * candidates * sizeof(Scored) + 4 * index_.d;
     run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
-        const float* const block = queries + first * index_.d;
+        const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(candidates);
         find_candidates(block, count, options.probe, cuts, options.allow, options.refine == 0, limits, stats + first,
@@ -133,7 +136,7 @@ RangeHits IvfSearch::range_search(const float* queries, std::size_t q, const Ran
     std::vector<std::vector<Scored>> results(q);
     const std::size_t bytes = index_.m * kSub * 5 + 4 * index_.d;
     run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
-        const float* const block = queries + first * index_.d;
+        const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset_above(options.threshold - options.margin);
         find_candidates(block, count, options.probe, {}, options.allow, !options.verify, limits, stats + first, work);
@@ -189,9 +192,10 @@ void IvfSearch::prepare(std::size_t q, bool flat, Workspace& work) const {
 
 void IvfSearch::verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
                        QueryStats* stats, Workspace& work) const {
+    const float* const exact = verify_adapter_.apply(queries, q, work.verified);
     work.jobs.clear();
     for (std::size_t i = 0; i < q; ++i)
-        work.jobs.push_back({queries + i * index_.d, work.queries[i].found.best(), 0, stats + i});
+        work.jobs.push_back({exact + i * index_.d, work.queries[i].found.best(), 0, stats + i});
     work.verifier.run(dense_, kernels_, index_.metric, k, rule, {work.jobs.data(), q}, limits);
 }
 

@@ -1,4 +1,4 @@
-// The search: route -> tables -> scan -> candidates -> verify.
+// The search: adapt -> route -> tables -> scan -> candidates -> verify.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,7 @@
 #include <mutex>
 #include <vector>
 
+#include "adapter.h"
 #include "disk_tier.h"
 #include "dispatch.h"
 #include "index_view.h"
@@ -83,6 +84,7 @@ private:
     IndexView index_;
     DiskTier dense_;
     const Kernels& kernels_;
+    Adapter query_adapter_, verify_adapter_;
     Router router_;
     TableBuilder tables_;
     ListScan scan_;

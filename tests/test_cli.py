@@ -20,6 +20,7 @@ import pytest
 
 import vqdistill
 from vqdistill.cli import main
+from vqdistill.config import DistillConfig
 from vqdistill.index import files
 
 N, D = 600, 16
@@ -158,6 +159,23 @@ def test_plan_explains_and_trains_nothing(shelf: Path, tmp_path: Path, run: Run)
     planned = json.loads(run(*arguments, "--json")[1])
     assert planned["ram_bytes_per_vector"] == 8
     assert planned["model"]["m"] == 16
+
+
+def test_a_plan_with_labels_keeps_room_for_adapters(shelf: Path, tmp_path: Path, run: Run) -> None:
+    np.save(tmp_path / "labels.npy", np.zeros(40, np.int64))
+    arguments = (
+        "plan",
+        shelf / "rows.npy",
+        "--ram",
+        "8B/vec",
+        "--json",
+        "--teacher",
+        f"labels:{tmp_path / 'labels.npy'}",
+    )
+    planned, bare = (json.loads(run(*arguments, *more)[1]) for more in ((), ("--no-distill",)))
+    d = planned["facts"]["dim"]
+    assert planned["model"]["query_units"] == planned["model"]["verify_units"] == DistillConfig().adapter_units(d)
+    assert "query_up" in planned["segments"] and "query_up" not in bare["segments"]
 
 
 def test_planned_bytes_are_the_written_bytes(shelf: Path, run: Run) -> None:
@@ -422,10 +440,10 @@ def test_a_flipped_bit_in_header_manifest_or_current_is_found_at_open(index: Pat
 
 def test_an_index_of_a_newer_format(index: Path, refused: Callable[..., str]) -> None:
     manifest = next(index.glob("manifest-*.json"))
-    changed = manifest.read_bytes().replace(b'"version":2', b'"version":3')
+    changed = manifest.read_bytes().replace(b'"version":3', b'"version":4')
     manifest.write_bytes(changed)
     (index / "CURRENT").write_text(f"{manifest.name} {zlib.crc32(changed):08x}\n")
-    assert "version 3 is newer" in refused("inspect", index)
+    assert "version 4 is newer" in refused("inspect", index)
 
 
 # What goes wrong on the way

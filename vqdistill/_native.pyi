@@ -18,6 +18,7 @@ _U8 = npt.NDArray[np.uint8]
 _I64 = npt.NDArray[np.int64]
 _Table = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 _Allow = tuple[npt.NDArray[np.uint32], _I64]
+_Adapter = tuple[_Table, _F32, _Table, int, bool]
 
 def cpu_level() -> str:
     """Return the CPU level in use: the best available one, or what VQDISTILL_CPU names."""
@@ -159,6 +160,10 @@ class Engine:
         engine lives, which would end the process.
     io : how dense rows are read. "map": from dense_map. "pread": by a pool of threads. "uring": by io_uring. "auto":
         from dense_map what the page cache has; the rest by io_uring, or by the pool where the system denies it.
+    query_adapter : (down, bias, up, rank, unit): (units, d) and (d, units) float32 or float16, bias (units,) float32.
+        Every query q becomes q + up z, z = down q + bias, of which all but the first `rank` units are cut off below 0;
+        if `unit`, it is then scaled to unit norm, or stays q where it has none. None = queries stay what they are
+    verify_adapter : the same, on top of it, for the scores of dense rows
 
     Raises
     ------
@@ -183,6 +188,8 @@ class Engine:
         dense_dtype: str = "none",
         dense_map: mmap | None = None,
         io: str = "auto",
+        query_adapter: _Adapter | None = None,
+        verify_adapter: _Adapter | None = None,
     ) -> None: ...
     def search(
         self,

@@ -36,10 +36,10 @@ def build_options(command: Command) -> Command:
         click.option("--teacher", default="exact", show_default=True, metavar="exact|scores:F|labels:F"),
         click.option(
             "--mix",
-            type=click.FloatRange(0, 1, min_open=True),
-            default=1.0,
+            type=click.FloatRange(0, 1),
+            default=0.0,
             show_default=True,
-            help="Share of scores or labels in the target; the rest is the dense teacher's.",
+            help="Share of scores or labels in what teaches the codes, beside the dense neighbours of adapted queries.",
         ),
         click.option("--ids", metavar="F", help="External ids: a column, a dataset or a sidecar file."),
         click.option("--metric", type=click.Choice(["ip", "cosine", "l2"]), help="Default: that of the file."),
@@ -167,8 +167,15 @@ def plan_command(
         open_queries(queries, src)
     ids_kind = "rows" if src.ids is None else src.ids.kind
     codes = options["codes"] or default_codes(src.metric, not options["no_distill"])
+    adapted = teacher != "exact" and not options["no_distill"]
     plan = vqd.plan(
-        src.facts, options["ram"], codes=codes, dense=options["dense"], seed=options["seed"], ids_kind=ids_kind
+        src.facts,
+        options["ram"],
+        codes=codes,
+        dense=options["dense"],
+        seed=options["seed"],
+        ids_kind=ids_kind,
+        adapter_units=vqd.DistillConfig().adapter_units(src.dim) if adapted else 0,
     )
     if not as_json:
         click.echo(plan.explain())

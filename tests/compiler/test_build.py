@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import vqdistill
+from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import supervise
-from vqdistill.config import IvfPqConfig
+from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import open_index, verify
 from vqdistill.progress import Progress
@@ -111,7 +112,7 @@ def test_given_scores_and_labels_teach(rows: Any, queries: Any, tmp_path: Path) 
         lesson = supervise(
             vqdistill.open_source(rows), queries, teacher, cache=tmp_path, seed=0, threads=1, progress=Progress()
         )
-        assert not lesson.dense
+        assert lesson.kind == teacher[:6]
         assert np.array_equal(lesson.relevance.top(1).docs, 4 * np.arange(len(queries)))
         vqdistill.compile(rows, tmp_path / teacher[:5], queries=queries, teacher=teacher, ram="4B/vec")
 
@@ -123,6 +124,88 @@ def test_unusable_training_options_are_refused_before_any_work(
     with pytest.raises(InvalidInput, match=f"^{name} must be .*, got {value!r}"):
         vqdistill.compile(rows, tmp_path / "a", queries=queries, **{name: value})
     assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def turned() -> tuple[Any, Any, Any]:
+    """Rows, queries that are noisy rows seen through a rotation, and the row of each query."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((600, 24)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    rotation = np.linalg.qr(rng.standard_normal((24, 24)))[0]
+    labels = rng.integers(0, 600, 1400)
+    queries = x[labels] @ rotation + 0.03 * rng.standard_normal((1400, 24))
+    return x, (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32), labels
+
+
+def first_right(path: Path, queries: Any, labels: Any) -> float:
+    return float((vqdistill.open(path).search(queries, k=1).rows[:, 0] == labels).mean())
+
+
+def test_labels_change_the_ranking_itself(turned: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    """Codes, lists and verification all see the adapted query, and the manifest says what it brought."""
+    x, queries, labels = turned
+    np.save(tmp_path / "labels.npy", labels[:1200])
+    teacher = f"labels:{tmp_path / 'labels.npy'}"
+    done = vqdistill.compile(x, tmp_path / "a", queries=queries[:1200], teacher=teacher, ram="8B/vec", metric="cosine")
+    vqdistill.compile(x, tmp_path / "b", queries=queries[:1200], ram="8B/vec", metric="cosine")
+    assert first_right(tmp_path / "a", queries[1200:], labels[1200:]) > 0.8
+    assert first_right(tmp_path / "b", queries[1200:], labels[1200:]) < 0.1
+    stages = {stage["stage"]: stage for stage in done["report"]["stages"]}
+    assert next(iter(stages)) == "query adapter" and list(stages)[-1] == "verification adapter"
+    assert stages["query adapter"]["kept"] and stages["query adapter"]["measure"] == "MRR@10"
+    with open_index(tmp_path / "a") as reader:
+        manifest, model = reader.manifest, reader.model
+        assert manifest.adapters["query"].units == DistillConfig().adapter_units(24) == 88
+        assert ("verify" in manifest.adapters) == stages["verification adapter"]["kept"]
+        plan = CompilePlan.from_json(manifest.plan)
+        assert plan.ram_bytes == reader.resident_bytes
+        # By code, too: with exhaustive probing the best candidate is the labelled row or a neighbour of it.
+        assert model.query_adapter is not None
+        adapted = model.query_adapter(queries[1200:])
+        near = np.argsort(-(adapted @ x.T), axis=1)[:, :10]
+    found = vqdistill.open(tmp_path / "a").search(queries[1200:], k=10, refine=0).rows
+    assert np.mean([len(np.intersect1d(f, t)) for f, t in zip(found, near, strict=True)]) > 6
+
+
+def test_labels_that_mean_nothing_leave_no_adapter(turned: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    x, _, labels = turned
+    rng = np.random.default_rng(6)
+    queries = x[labels[:800]] + 0.1 * rng.standard_normal((800, 24)).astype(np.float32)
+    np.save(tmp_path / "labels.npy", rng.permutation(labels[:800]))
+    teacher = f"labels:{tmp_path / 'labels.npy'}"
+    done = vqdistill.compile(x, tmp_path / "a", queries=queries, teacher=teacher, ram="8B/vec", metric="cosine")
+    kept = {stage["stage"]: stage["kept"] for stage in done["report"]["stages"]}
+    assert kept["query adapter"] is kept["verification adapter"] is False
+    assert (done["plan"]["model"]["query_units"], done["plan"]["model"]["verify_units"]) == (0, 0)
+    fresh = x[:200] + 0.1 * rng.standard_normal((200, 24)).astype(np.float32)
+    assert first_right(tmp_path / "a", fresh, np.arange(200)) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("metric", "codes", "ram"), [("l2", "pq", "8B/vec"), ("ip", "pq", "8B/vec"), ("ip", "additive", "256KiB")]
+)
+def test_labels_under_every_metric_and_code(
+    metric: str, codes: str, ram: str, turned: tuple[Any, Any, Any], tmp_path: Path
+) -> None:
+    x, queries, labels = turned
+    np.save(tmp_path / "labels.npy", labels[:1200])
+    options = {"teacher": f"labels:{tmp_path / 'labels.npy'}", "metric": metric, "codes": codes, "ram": ram}
+    vqdistill.compile(3 * x, tmp_path / "a", queries=3 * queries[:1200], **options)
+    assert first_right(tmp_path / "a", 3 * queries[1200:], labels[1200:]) > 0.7
+    assert verify(tmp_path / "a") == []
+    with open_index(tmp_path / "a") as reader:
+        assert CompilePlan.from_json(reader.manifest.plan).ram_bytes == reader.resident_bytes
+
+
+def test_an_adapted_index_is_the_same_for_the_same_seed(turned: tuple[Any, Any, Any], tmp_path: Path) -> None:
+    x, queries, labels = turned
+    np.save(tmp_path / "labels.npy", labels[:300])
+    teacher = f"labels:{tmp_path / 'labels.npy'}"
+    for name, threads in (("a", 1), ("b", 2)):
+        vqdistill.compile(x, tmp_path / name, queries=queries[:300], teacher=teacher, ram="4B/vec", threads=threads)
+    for file in sorted((tmp_path / "a").iterdir()):
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
 @pytest.mark.parametrize("teacher", ["", "labels", "labels:", "exact:x", "oracle", "scores:/nowhere"])

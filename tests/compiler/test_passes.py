@@ -136,6 +136,38 @@ def test_more_memory_never_makes_a_feasible_plan_infeasible(facts: Facts, small:
     plan(facts, Budget(ram_bytes=small + extra))
 
 
+@given(facts=facts, small=st.integers(1, 2**34), extra=st.integers(0, 2**34), units=st.integers(1, 2000))
+def test_adapters_never_make_a_feasible_plan_infeasible(facts: Facts, small: int, extra: int, units: int) -> None:
+    try:
+        plan(facts, Budget(ram_bytes=small))
+    except BudgetInfeasible:
+        return
+    result = plan(facts, Budget(ram_bytes=small + extra), adapter_units=units)
+    assert result.ram_bytes <= small + extra
+    assert result.model.query_units in (0, units) and result.model.verify_units in (0, result.model.query_units)
+
+
+def test_room_for_adapters_is_kept_and_given_back() -> None:
+    bare, planned = plan(FACTS), plan(FACTS, adapter_units=80)
+    assert (planned.model.query_units, planned.model.verify_units) == (80, 80)
+    assert planned.ram_bytes_per_vector == bare.ram_bytes_per_vector
+    each = 80 * (2 * 384 * 2 + 4)
+    assert planned.ram_bytes == bare.ram_bytes + 2 * each
+    assert {"query_down", "verify_up"} < set(planned.memory)
+    settled = passes.settle(planned, 80, 0)
+    settled.check()
+    assert settled.ram_bytes == bare.ram_bytes + each and settled.model == replace(planned.model, verify_units=0)
+    assert f"{each:,} B of memory less" in settled.explain()
+    assert CompilePlan.from_json(settled.to_json()) == settled
+    assert passes.settle(planned, 80, 80) is planned
+
+
+def test_a_tight_total_budget_has_no_room_for_adapters() -> None:
+    each = 80 * (2 * 384 * 2 + 4)
+    units = [plan(FACTS, f"{budget}B", adapter_units=80).model for budget in (16 * each, 15 * each, 8 * each, 7 * each)]
+    assert [(model.query_units, model.verify_units) for model in units] == [(80, 80), (80, 0), (80, 0), (0, 0)]
+
+
 def test_passes_are_pure() -> None:
     before = draft()
     once = resolve(before)
@@ -145,7 +177,8 @@ def test_passes_are_pure() -> None:
 
 def test_place_keeps_vectors_and_ids_out_of_memory() -> None:
     placed = place(lay_out(fit_budget(resolve(draft()))))
-    assert set(placed.memory) == RESIDENT - {"rotation"}
+    adapters = {kind for kind in RESIDENT if kind.startswith(("query", "verify"))}
+    assert set(placed.memory) == RESIDENT - {"rotation"} - adapters
     assert {"dense", "rows", "doc_codewords"} <= {segment.kind for segment in placed.segments} - set(placed.memory)
 
 

@@ -21,6 +21,7 @@ from tests.index.support import smallest_manifest  # noqa: E402
 from vqdistill.index.policy import SearchPolicy  # noqa: E402
 from vqdistill.index.spec import VERSION  # noqa: E402
 from vqdistill.index.writer import IndexWriter  # noqa: E402
+from vqdistill.model.adapter import QueryAdapter  # noqa: E402
 from vqdistill.model.ivfpq import IvfPqModel  # noqa: E402
 from vqdistill.types import Codes, Metric  # noqa: E402
 
@@ -57,7 +58,15 @@ def make_model() -> IvfPqModel:
         rotation=np.empty((0, D), dtype=np.float32),
         codewords=numbers(M, 16, D, seed=4),
         doc_codewords=numbers(M, 16, D, seed=7),
+        query_adapter=make_adapter(6, seed=8),
+        verify_adapter=make_adapter(3, seed=11),
     )
+
+
+def make_adapter(units: int, seed: int) -> QueryAdapter:
+    """Return a weak adapter of linear and of other units."""
+    down, bias, up = numbers(units, D, seed=seed), numbers(units, seed=seed + 1), numbers(D, units, seed=seed + 2)
+    return QueryAdapter(down=down, bias=bias, up=up / 4, rank=units // 3, unit=False)
 
 
 def make_codes(model: IvfPqModel, x: np.ndarray) -> Codes:
@@ -73,11 +82,13 @@ def make_codes(model: IvfPqModel, x: np.ndarray) -> Codes:
 def answers(model: IvfPqModel, codes: Codes, x: np.ndarray, ids: list[str]) -> dict[str, object]:
     """Return what exhaustive searches must give: the five best of every query, exactly and by code."""
     queries = numbers(6, D, seed=5)
-    by_code = queries @ (model.coarse[codes.lists] + model.codewords[np.arange(M), codes.codes].sum(axis=1)).T
+    assert model.query_adapter is not None and model.verify_adapter is not None
+    adapted = model.query_adapter(queries)
+    by_code = adapted @ (model.coarse[codes.lists] + model.codewords[np.arange(M), codes.codes].sum(axis=1)).T
     return {
         "queries": queries.tolist(),
         "search": SEARCH.to_json(),
-        **five_best(queries @ x.T, ids),
+        **five_best(model.verify_adapter(adapted) @ x.T, ids),
         "by_code": five_best(by_code, ids),
     }
 

@@ -16,6 +16,7 @@ from vqdistill.index.files import FileOps
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import CRC_BYTES, PAGE, Layout, Manifest, encode_current, parse_current
 from vqdistill.index.writer import IndexWriter
+from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, Metric
 
@@ -60,8 +61,15 @@ class Sample:
 
 
 def make_model(
-    rng: np.random.Generator, d: int, nlist: int, m: int, dsub: int, metric: str = "ip", additive: bool = False
-) -> IvfPqModel:
+    rng: np.random.Generator, d: int, nlist: int, m: int, dsub: int, metric: str = "ip", additive: bool = False,
+    units: tuple[int, int] = (0, 0),
+) -> IvfPqModel:  # fmt: skip
+    def adapter(units: int) -> QueryAdapter | None:
+        if units == 0:
+            return None
+        down, bias, up = array(units, d), array(units), array(d, units)
+        return QueryAdapter(down=down, bias=bias, up=up, rank=units // 2, unit=metric == "cosine")
+
     def array(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
@@ -74,6 +82,8 @@ def make_model(
         rotation=array(0 if additive else m * dsub, d),
         codewords=array(m, 16, d if additive else dsub),
         doc_codewords=array(m, 16, d if additive else dsub),
+        query_adapter=adapter(units[0]),
+        verify_adapter=adapter(units[1]),
     )
 
 
@@ -87,10 +97,10 @@ def make_ids(kind: str, n: int) -> Any:
 
 def make_sample(
     *, n: int = 70, d: int = 5, nlist: int = 4, m: int = 4, dsub: int = 2, dense: str = "f16", ids: str = "str",
-    metric: str = "ip", additive: bool = False, tables: str = "f32", seed: int = 0,
+    metric: str = "ip", additive: bool = False, tables: str = "f32", units: tuple[int, int] = (0, 0), seed: int = 0,
 ) -> Sample:  # fmt: skip
     rng = np.random.default_rng(seed)
-    model = make_model(rng, d, nlist, m, dsub, metric, additive)
+    model = make_model(rng, d, nlist, m, dsub, metric, additive, units)
     lists = rng.integers(0, nlist, n).astype(np.int32)
     codes = rng.integers(0, 16, (n, m)).astype(np.uint8)
     x = rng.standard_normal((n, d)).astype(np.float32)

@@ -30,11 +30,12 @@ from vqdistill.index.spec import MANIFEST_MAX_BYTES, PAGE, pack_header
 
 REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
 SAMPLES = {
-    "str": make_sample(),
+    "str": make_sample(units=(3, 2)),
     "int64": make_sample(ids="int64", dense="i8", additive=True),
-    "halves": make_sample(ids="int64", dense="bf16", additive=True, tables="f16"),
+    "halves": make_sample(ids="int64", dense="bf16", additive=True, tables="f16", units=(2, 0)),
     "rows": make_sample(ids="rows"),
 }
+ADAPTERS = [f"{stage}_{part}" for stage in ("query", "verify") for part in ("down", "bias", "up")]
 FILES = ["CURRENT", "manifest-1.json"] + [
     f"{kind}-1.seg"
     for kind in [
@@ -50,6 +51,7 @@ FILES = ["CURRENT", "manifest-1.json"] + [
         "dense",
         "ids_offsets",
         "ids_bytes",
+        *ADAPTERS,
     ]
 ]
 SEGMENTS = [name for name in FILES if name.endswith(".seg")]
@@ -239,14 +241,15 @@ def test_a_disk_that_fails_in_one_segment_is_a_problem_of_that_segment(
 
 def test_versions_and_features(index: Path) -> None:
     good = manifest_file(index).read_bytes()
-    range_read = "this vqdistill reads versions 1 to 2"
+    range_read = "this vqdistill reads versions 1 to 3"
     for edit, error, message in [
-        ({"version": 3}, FormatTooNew, f"format version 3 is newer than this reader; {range_read}"),
-        ({"version": 3, "surprise": 1}, FormatTooNew, range_read),
+        ({"version": 4}, FormatTooNew, f"format version 4 is newer than this reader; {range_read}"),
+        ({"version": 4, "surprise": 1}, FormatTooNew, range_read),
         ({"version": 0}, FormatTooOld, f"format version 0 is no longer supported; {range_read}"),
         ({"required_features": ["tombstones"]}, FormatTooNew, f"'tombstones'.* are unknown; {range_read}"),
         ({"required_features": [1]}, CorruptIndex, "must be a list of strings"),
-        ({"version": 1}, CorruptIndex, "has the unknown keys .'tables'."),
+        ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', 'tables'."),
+        ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters'."),
         ({"version": "1"}, CorruptIndex, "version must be an integer"),
         ({"format": "faiss"}, CorruptIndex, "format must be 'vqdistill', got 'faiss'"),
     ]:
@@ -285,16 +288,16 @@ def test_list_offsets_that_checksums_vouch_for(index: Path, edit: Callable[[np.n
     assert len(verify(index)) == 1
 
 
-def test_files_of_version_1_in_an_index_of_version_2(index: Path) -> None:
+def test_files_of_version_1_in_an_index_of_today(index: Path) -> None:
     """The version stands in every header, so that no file of another format passes."""
     manifest = read_manifest(index)
     segment = manifest.segments["router"]
     data = (index / segment.file).read_bytes()
     (index / segment.file).write_bytes(pack_header(segment, manifest.index_id, 1) + data[PAGE:])
-    assert refused(index) == "router-1.seg: header version must be 2, got 1"
+    assert refused(index) == "router-1.seg: header version must be 3, got 1"
 
 
-@pytest.mark.parametrize("kind", ["router", "codewords", "coarse"])
+@pytest.mark.parametrize("kind", ["router", "codewords", "coarse", "query_down", "query_up"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_half_tables_that_are_not_finite(tmp_path: Path, kind: str, value: float) -> None:
     index = tmp_path / "x.vqd"
@@ -306,7 +309,7 @@ def test_half_tables_that_are_not_finite(tmp_path: Path, kind: str, value: float
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("kind", ["router", "rotation", "codewords", "mean", "coarse", "doc_codewords"])
+@pytest.mark.parametrize("kind", ["router", "rotation", "codewords", "mean", "coarse", "doc_codewords", *ADAPTERS])
 def test_values_that_are_not_finite(index: Path, kind: str, value: float) -> None:
     set_payload(index, kind, _floats(index, kind, value))
     assert verify(index) == [f"{kind}-1.seg: values must be finite, got NaN or infinity"]

@@ -33,7 +33,8 @@ from vqdistill.index.spec import DENSE, IDS, Layout, Manifest
 from vqdistill.index.spool import encode_dense
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
-from vqdistill.types import Codes
+from vqdistill.model.adapter import QueryAdapter
+from vqdistill.types import Codes, unit_rows
 
 CODES = [
     ("ip", False, "f32"),
@@ -55,6 +56,7 @@ SHAPES = st.fixed_dictionaries(
         "dense": st.sampled_from(DENSE),
         "ids": st.sampled_from(IDS),
         "model": st.sampled_from(CODES),
+        "units": st.tuples(st.integers(0, 5), st.integers(0, 5)),
         "seed": st.integers(0, 2**32),
     }
 )
@@ -101,6 +103,8 @@ def _check(path: Path, sample: Sample) -> None:
                 wanted = wanted.astype(np.float16).astype(np.float32)
             got = getattr(reader.model, name)
             assert np.array_equal(got, wanted) and got.dtype == np.float32, name
+        for stage in ("query_adapter", "verify_adapter"):
+            _check_adapter(getattr(reader.model, stage), getattr(sample.model, stage), sample.tables)
         for name in ("metric", "residual", "additive"):
             assert getattr(reader.model, name) == getattr(sample.model, name)
         manifest = reader.manifest
@@ -109,6 +113,16 @@ def _check(path: Path, sample: Sample) -> None:
         assert reader.resident_bytes == sum(array.nbytes for array in reader._arrays.values())
         assert reader.disk_bytes == sum(len(data) for data in snapshot(path).values())
         assert Manifest.parse(manifest.to_bytes(), manifest.file) == manifest
+
+
+def _check_adapter(got: QueryAdapter | None, wanted: QueryAdapter | None, tables: str) -> None:
+    if wanted is None or got is None:
+        assert got is wanted
+        return
+    down, bias, up, *rest = wanted.for_engine("f2" if tables == "f16" else "f4")
+    for array, stored in zip((got.down, got.bias, got.up), (down, bias, up), strict=True):
+        assert np.array_equal(array, stored) and array.dtype == np.float32
+    assert [got.rank, got.unit] == rest
 
 
 @given(shape=SHAPES, batch=st.integers(1, 64))
@@ -136,6 +150,8 @@ def test_resident_bytes_follow_the_formula_of_the_format(n: int, d: int, nlist: 
     additive = replace(layout, codes="additive")
     assert additive.resident_bytes == common
     assert replace(additive, tables="f16").resident_bytes == common - 4 * nlist * d - 32 * m * dsub
+    adapted = replace(additive, query_units=m, verify_units=nlist)
+    assert adapted.resident_bytes == common + (4 * 2 * d + 4) * (m + nlist)
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -423,6 +439,38 @@ def test_the_engine_searches_what_was_written(tmp_path: Path, dense: str) -> Non
     # Codes alone are scored through quantized tables, so only verified results have an exact order.
     if dense != "none":
         assert np.array_equal(positions, np.argsort(-expected, axis=1, kind="stable")[:, :10])
+
+
+@pytest.mark.parametrize("tables", ["f32", "f16"])
+@pytest.mark.parametrize("units", [(5, 0), (0, 3), (5, 3)])
+def test_the_engine_adapts_queries_as_the_index_says(tmp_path: Path, tables: str, units: tuple[int, int]) -> None:
+    """By code, an index with adapters finds for a query what one without them finds for the adapted query."""
+    sample = make_sample(n=100, d=6, dense="f32", metric="cosine", additive=True, tables=tables, units=units)
+    plain = replace(sample, model=replace(sample.model, query_adapter=None, verify_adapter=None))
+    write_sample(tmp_path / "x.vqd", sample)
+    write_sample(tmp_path / "y.vqd", plain)
+    queries = unit_rows(np.random.default_rng(5).standard_normal((7, 6)).astype(np.float32), "queries")
+    with IndexReader.open(tmp_path / "x.vqd") as reader, IndexReader.open(tmp_path / "y.vqd") as other:
+        seen = queries if reader.model.query_adapter is None else reader.model.query_adapter(queries)
+        exact = seen if reader.model.verify_adapter is None else reader.model.verify_adapter(seen)
+        by_code = reader.engine().search(queries, k=10, nprobe=2, refine=0, threads=1)
+        wanted = other.engine().search(seen, k=10, nprobe=2, refine=0, threads=1)
+        assert np.array_equal(by_code[1], wanted[1]) and np.allclose(by_code[0], wanted[0], rtol=0, atol=1e-5)
+        scores, positions, _ = reader.engine().search(queries, k=10, nprobe=4, refine=100, threads=1)
+        expected = exact @ other.dense_rows(np.arange(100)).T
+    assert np.array_equal(positions, np.argsort(-expected, axis=1, kind="stable")[:, :10])
+    assert np.allclose(scores, np.sort(expected, axis=1)[:, ::-1][:, :10], rtol=0, atol=1e-5)
+    assert not np.array_equal(exact, queries)
+
+
+def test_adapters_beyond_float16_are_refused(tmp_path: Path) -> None:
+    sample = make_sample(additive=True, tables="f16", units=(2, 2))
+    sample.model.verify_adapter.up[0, 1] = 7e4  # type: ignore[union-attr]
+    with pytest.raises(InvalidInput, match="model verify_up must fit float16, got 70000; store tables as f32"):
+        write_sample(tmp_path / "x.vqd", sample)
+    sample.model.verify_adapter.up[0, 1] = np.nan  # type: ignore[union-attr]
+    with pytest.raises(InvalidInput, match="model verify_up must be finite"):
+        write_sample(tmp_path / "x.vqd", sample)
 
 
 def test_opening_loads_nothing_that_only_training_needs(tmp_path: Path) -> None:

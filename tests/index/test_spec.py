@@ -16,6 +16,7 @@ from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import (
     PAGE,
+    AdapterShape,
     Layout,
     Manifest,
     Segment,
@@ -250,16 +251,83 @@ def test_half_tables_of_additive_codes() -> None:
 
 def test_a_manifest_of_version_1(doc: dict[str, Any]) -> None:
     """It has no tables, which are float32, and of the search two numbers."""
-    old = {key: value for key, value in doc.items() if key != "tables"}
+    old = {key: value for key, value in doc.items() if key not in ("tables", "adapters")}
     old |= {"version": 1, "search": {"nprobe": 2, "refine": 7}}
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.tables, manifest.search) == (1, "f32", SearchPolicy(nprobe=2, refine=7))
     for wrong in (doc | {"version": 1}, old | {"tables": "f32"}, old | {"search": doc["search"]}, old | {"version": 2}):
         with pytest.raises(CorruptIndex, match="unknown keys|lacks the keys"):
             Manifest.parse(encode(wrong), NAME)
-    for version in (3, 10**9):
-        with pytest.raises(FormatTooNew, match=f"version {version} is newer than this reader; .* versions 1 to 2"):
+    for version in (4, 10**9):
+        with pytest.raises(FormatTooNew, match=f"version {version} is newer than this reader; .* versions 1 to 3"):
             Manifest.parse(encode(old | {"version": version}), NAME)
+
+
+def test_a_manifest_of_version_2(doc: dict[str, Any]) -> None:
+    """It has no adapters."""
+    old = {key: value for key, value in doc.items() if key != "adapters"} | {"version": 2}
+    manifest = Manifest.parse(encode(old), NAME)
+    assert (manifest.version, manifest.adapters, manifest.tables) == (2, {}, doc["tables"])
+    for wrong in (doc | {"version": 2}, old | {"version": 3}):
+        with pytest.raises(CorruptIndex, match="unknown keys|lacks the keys"):
+            Manifest.parse(encode(wrong), NAME)
+
+
+def adapted_manifest(tables: str = "f32") -> Manifest:
+    layout = Layout(
+        n=1, d=3, nlist=1, m=2, dsub=3, dense="none", ids="rows", codes="additive", tables=tables, query_units=5,
+        verify_units=2,
+    )  # fmt: skip
+    segments = {kind: replace(segment, crc32=(7,)) for kind, segment in layout.segments().items()}
+    shapes = {"query": AdapterShape(units=5, rank=4), "verify": AdapterShape(units=2, rank=0)}
+    values = {"d": 3, "dsub": 3, "codes": "additive", "tables": tables, "segments": segments, "adapters": shapes}
+    return replace(smallest_manifest(), metric=Metric.IP, **values)
+
+
+@pytest.mark.parametrize("tables", ["f32", "f16"])
+def test_adapters(tables: str) -> None:
+    good = adapted_manifest(tables)
+    assert Manifest.parse(good.to_bytes(), NAME) == good
+    table = "f2" if tables == "f16" else "f4"
+    segments = {kind: good.segments[kind] for kind in good.segments if kind.startswith(("query", "verify"))}
+    assert {kind: (segment.dtype, segment.shape) for kind, segment in segments.items()} == {
+        "query_down": (table, (5, 3)),
+        "query_bias": ("f4", (5,)),
+        "query_up": (table, (3, 5)),
+        "verify_down": (table, (2, 3)),
+        "verify_bias": ("f4", (2,)),
+        "verify_up": (table, (3, 2)),
+    }
+    assert all(segment.resident for segment in segments.values())
+    width = 2 if tables == "f16" else 4
+    plain = replace(smallest_manifest(), metric=Metric.IP, d=3)
+    assert plain.adapters == {}
+    assert sum(segment.bytes for segment in segments.values()) == 2 * width * 3 * 7 + 4 * 7
+
+
+@pytest.mark.parametrize(
+    ("adapters", "message"),
+    [
+        ([], "adapters must be a JSON object"),
+        ({"query": {"units": 5, "rank": 4}}, "segments lacks the keys .. and has the unknown keys .'verify_bias"),
+        ({"query": {"units": 6, "rank": 4}, "verify": {"units": 2, "rank": 0}}, "query_down.shape must be .6, 3., got"),
+        ({"query": {"units": 0, "rank": 0}}, "adapters.query.units must be an integer in 1"),
+        ({"query": {"units": 2**16 + 1, "rank": 0}}, "adapters.query.units must be an integer in 1"),
+        ({"query": {"units": 5, "rank": 6}}, "adapters.query.rank must be an integer in 0..5, got 6"),
+        ({"query": {"units": 5, "rank": -1}}, "adapters.query.rank must be an integer in 0..5"),
+        ({"query": {"units": 5.0, "rank": 1}}, "adapters.query.units must be an integer"),
+        ({"query": {"units": 5}}, "adapters.query lacks the keys .'rank'."),
+        (
+            {"query": {"units": 5, "rank": 1, "bias": 1}},
+            "adapters.query lacks .* the unknown keys .'bias'.",
+        ),
+        ({"route": {"units": 5, "rank": 1}}, "adapters.route must be one of the stages query, verify"),
+    ],
+)
+def test_adapters_that_do_not_fit(adapters: Any, message: str) -> None:
+    doc = json.loads(adapted_manifest().to_bytes())
+    with pytest.raises(CorruptIndex, match=message):
+        Manifest.parse(encode(doc | {"adapters": adapters}), NAME)
 
 
 def test_a_later_generation_may_keep_earlier_segments(manifest: Manifest, doc: dict[str, Any]) -> None:
@@ -273,14 +341,14 @@ def test_header_page() -> None:
     segment = Segment(kind="codes", file="codes-12.seg", dtype="u1", shape=(2, 3, 32), resident=True)
     page = pack_header(segment, bytes(range(16)))
     assert len(page) == PAGE and page[96 : PAGE - 4] == bytes(PAGE - 100)
-    assert page[:64] == b"\x89VQD\r\n\x1a\n" + b"\2\0\0\0" + b"\x0c\0\0\0" + bytes(range(16)) + b"codes".ljust(
+    assert page[:64] == b"\x89VQD\r\n\x1a\n" + b"\3\0\0\0" + b"\x0c\0\0\0" + bytes(range(16)) + b"codes".ljust(
         16, b"\0"
     ) + b"u1\0\0" + b"\3\0\0\0" + b"\2" + bytes(7)
     check_header(page, segment, bytes(range(16)))
     old = pack_header(segment, bytes(range(16)), 1)
     assert old[8:12] == b"\1\0\0\0" and old[12:96] == page[12:96]
     check_header(old, segment, bytes(range(16)), 1)
-    with pytest.raises(CorruptIndex, match="header version must be 2, got 1"):
+    with pytest.raises(CorruptIndex, match="header version must be 3, got 1"):
         check_header(old, segment, bytes(range(16)))
     for other, message in [
         (replace(segment, kind="dense", file="dense-12.seg"), "header kind must be 'dense', got 'codes'"),

@@ -87,9 +87,11 @@ def random_arrays(shape: Shape, seed: int = 0) -> dict[str, Any]:
 
 
 @contextmanager
-def both_engines(shape: Shape, folder: Path, seed: int = 0) -> Iterator[tuple[Engine, ReferenceEngine]]:
+def both_engines(
+    shape: Shape, folder: Path, seed: int = 0, **adapters: Any
+) -> Iterator[tuple[Engine, ReferenceEngine]]:
     """Open a native engine, with dense rows behind 100 bytes of something else, and its reference."""
-    arrays = random_arrays(shape, seed)
+    arrays = random_arrays(shape, seed) | adapters
     if shape.dense_dtype == "none":
         yield Engine(**arrays), ReferenceEngine(**arrays)
         return

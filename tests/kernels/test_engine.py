@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernels.support import Shape, both_engines, random_arrays, small_integers
 from vqdistill.kernels import Engine, pack_codes
-from vqdistill.kernels.reference import ReferenceEngine
+from vqdistill.kernels.reference import ReferenceEngine, adapt
 
 KINDS = [("ip", False), ("ip", True), ("l2", False)]
 SEARCH = {"k": 20, "nprobe": 3, "refine": 0, "threads": 1}
@@ -45,6 +45,77 @@ def test_equals_reference(tmp_path, metric, residual, nprobe, refine):
 @pytest.mark.parametrize("nprobe", [2, 6])
 def test_additive_codes(tmp_path, residual, m, nprobe):
     check(Shape(additive=True, residual=residual, m=m), tmp_path, nprobe=nprobe)
+
+
+def random_adapter(shape: Shape, units: int, rank: int, seed: int, unit: bool = False):
+    rng = np.random.default_rng(seed)
+    down, up = (rng.choice([-1, 0, 1], size, p=[0.05, 0.9, 0.05]) for size in ((units, shape.d), (shape.d, units)))
+    return down.astype(np.float32), small_integers(rng, units), up.astype(np.float32), rank, unit
+
+
+@pytest.mark.parametrize(("metric", "residual"), KINDS)
+@pytest.mark.parametrize(("units", "rank"), [(1, 0), (1, 1), (7, 3), (16, 16), (33, 0)])
+@pytest.mark.parametrize("half", [False, True])
+def test_adapters_equal_the_reference(tmp_path, metric, residual, units, rank, half):
+    """Of queries alone, of verification alone, of both; integers keep every score exact."""
+    shape = Shape(metric=metric, residual=residual, dense_dtype="f32")
+    first, second = (random_adapter(shape, units, rank, seed) for seed in (1, 2))
+    if half:
+        first = (first[0].astype(np.float16), first[1], first[2].astype(np.float16), *first[3:])
+    for adapters in (
+        {"query_adapter": first},
+        {"verify_adapter": second},
+        {"query_adapter": first, "verify_adapter": second},
+    ):
+        for refine in (0, 40):
+            with both_engines(shape, tmp_path, **adapters) as (native, wanted):
+                found = native.search(queries_of(shape), k=10, nprobe=3, refine=refine, threads=1)
+                expected = wanted.search(queries_of(shape), k=10, nprobe=3, refine=refine)
+                ranged = native.range_search(
+                    queries_of(shape), threshold=20.0, margin=5.0, verify=refine > 0, nprobe=3, threads=1
+                )
+                expected_ranged = wanted.range_search(
+                    queries_of(shape), threshold=20.0, margin=5.0, verify=refine > 0, nprobe=3
+                )
+            for a, b in zip(found[:2], expected[:2], strict=True):
+                assert np.array_equal(a, b)
+            for a, b in zip(ranged[:3], expected_ranged, strict=True):
+                assert np.array_equal(a, b)
+
+
+def test_an_adapted_query_is_searched_as_if_it_had_been_adapted_before():
+    """Floats, and scaled to unit norm: the engine with the adapter against one without, given adapted queries."""
+    arrays, queries = float_arrays()
+    rng = np.random.default_rng(3)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    down, up = (rng.standard_normal(size).astype(np.float32) / 7 for size in ((20, 48), (48, 20)))
+    adapter = (down, rng.standard_normal(20).astype(np.float32) / 7, up, 12, True)
+    adapted = adapt(queries, *adapter)
+    assert np.allclose(np.linalg.norm(adapted, axis=1), 1, atol=1e-6) and np.abs(adapted - queries).max() > 0.1
+    found = Engine(**arrays, query_adapter=adapter).search(queries, k=10, nprobe=5, refine=0, threads=1)
+    wanted = Engine(**arrays).search(adapted, k=10, nprobe=5, refine=0, threads=1)
+    assert (found[1] == wanted[1]).mean() > 0.99
+    assert np.allclose(found[0], wanted[0], rtol=0, atol=1e-3)
+
+
+def test_results_of_adapted_queries_depend_on_nothing_else_in_the_call():
+    arrays, queries = float_arrays()
+    shape = Shape(d=48)
+    adapter = random_adapter(shape, 21, 9, 4, unit=True)
+    engine = Engine(**arrays, query_adapter=adapter, verify_adapter=adapter)
+    whole = engine.search(queries, k=10, nprobe=5, refine=0, threads=3)
+    for i, query in enumerate(queries):
+        alone = engine.search(query[None], k=10, nprobe=5, refine=0, threads=1)
+        assert np.array_equal(alone[0][0], whole[0][i]) and np.array_equal(alone[1][0], whole[1][i])
+
+
+def test_a_query_that_would_vanish_stays_as_it_is():
+    arrays, queries = float_arrays()
+    identity = np.eye(48, dtype=np.float32)
+    vanishing = (identity, np.zeros(48, np.float32), -identity, 48, True)
+    found = Engine(**arrays, query_adapter=vanishing).search(queries, k=10, nprobe=5, refine=0, threads=1)
+    wanted = Engine(**arrays).search(queries, k=10, nprobe=5, refine=0, threads=1)
+    assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_additive_codes_with_disjoint_supports_are_product_codes():

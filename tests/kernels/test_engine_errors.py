@@ -41,6 +41,39 @@ def test_wrong_shape_is_a_value_error(name):
             engine(**{name: bad.copy()})
 
 
+ADAPTER = (np.zeros((3, 12), np.float32), np.zeros(3, np.float32), np.zeros((12, 3), np.float32), 2, True)
+
+
+@pytest.mark.parametrize("name", ["query_adapter", "verify_adapter"])
+@pytest.mark.parametrize(
+    ("place", "value", "error", "message"),
+    [
+        (0, np.zeros((3, 11), np.float32), ValueError, r"down must be \(units, d\) float32 or float16, got"),
+        (0, np.zeros((3, 12), np.float64), TypeError, "down must be"),
+        (0, np.zeros((0, 12), np.float32), ValueError, "must be"),
+        (1, np.zeros(2, np.float32), ValueError, r"bias must be \(units,\) float32, got"),
+        (1, np.zeros(3, np.float16), TypeError, "bias must be"),
+        (2, np.zeros((3, 12), np.float32), ValueError, r"up must be \(d, units\) float32 or float16, got"),
+        (3, 4, ValueError, r"rank must be in 0\.\.3, got 4"),
+        (3, -1, ValueError, r"rank must be in 0\.\.3, got -1"),
+        (3, 1.0, TypeError, "must end in an integer rank and a bool"),
+        (4, None, TypeError, "must end in an integer rank and a bool"),
+    ],
+)
+def test_an_adapter_that_does_not_fit(name, place, value, error, message):
+    parts = list(ADAPTER)
+    engine(**{name: tuple(parts)})
+    parts[place] = value
+    with pytest.raises(error, match=f"^{name}.*{message}"):
+        engine(**{name: tuple(parts)})
+
+
+@pytest.mark.parametrize("value", [list(ADAPTER), ADAPTER[:4], 3])
+def test_an_adapter_is_a_tuple_of_five(value):
+    with pytest.raises(ValueError, match=r"query_adapter must be \(down, bias, up, rank, unit\) or None, got"):
+        engine(query_adapter=value)
+
+
 @pytest.mark.parametrize("offsets", [[0, 10, 5, 20, 30, 40, 500], [1, 2, 3, 4, 5, 6, 500], [0, 0, 0, 0, 0, 0, 600]])
 def test_offsets_that_would_read_foreign_memory(offsets):
     with pytest.raises(ValueError, match="must be"):

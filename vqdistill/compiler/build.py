@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.passes import default_codes
+from vqdistill.compiler.adapted import adapt
+from vqdistill.compiler.passes import default_codes, settle
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.supervision import Supervision, supervise
+from vqdistill.compiler.supervision import DenseTeacher, Supervision, supervise, teacher_kind
 from vqdistill.config import Budget, DistillConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.data.teacher import Judge
@@ -36,7 +37,7 @@ def compile(
     *,
     queries: Any = None,
     teacher: str | Judge = "exact",
-    mix: float = 1.0,
+    mix: float = 0.0,
     ids: Any = None,
     metric: str | None = None,
     ram: str | Budget = "32B/vec",
@@ -63,7 +64,8 @@ def compile(
         of the queries; or a function, such as a cross-encoder, that scores the documents which dense scores rank first:
         given row numbers of queries (b,) and of documents (b, l), it returns (b, l) scores. Where exact search is too
         dear (`supervision.AFFORDABLE`), dense lists are from an undistilled index, and the report has their recall.
-    mix : share of such a teacher in the target; the rest are dense scores, which other documents get as well
+        Scores, labels and functions train adapters of queries; the dense neighbours of adapted queries teach the rest.
+    mix : share of such judgments in what teaches the codes, beside those neighbours
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
@@ -95,6 +97,7 @@ def compile(
     config = DistillConfig(
         seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
     )
+    kind = teacher_kind(teacher, mix)
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
@@ -105,31 +108,35 @@ def compile(
     src = open_source(input, metric=metric, ids=ids)
     ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
-        src.facts, ram, codes=codes or default_codes(src.metric, distill), dense=dense, seed=seed, ids_kind=ids_kind
+        src.facts,
+        ram,
+        codes=codes or default_codes(src.metric, distill),
+        dense=dense,
+        seed=seed,
+        ids_kind=ids_kind,
+        adapter_units=config.adapter_units(src.dim) if distill and kind != "exact" else 0,
     )
     progress.note(plan.explain())
     with training_threads(threads):
-        lesson = supervise(
-            src,
-            queries,
-            teacher,
-            cache=Path(f"{out}.cache"),
-            seed=seed,
-            threads=threads,
-            progress=progress,
-            mix=mix,
-            length=config.list_length,
-        )
+        dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
+        lesson = supervise(src, queries, teacher, dense_teacher)
         distiller = Distiller(plan.model, config, threads, progress)
+        adapted = None if lesson.dense else adapt(lesson, dense_teacher, config, plan.model, mix)
+        lesson = lesson if adapted is None else adapted.supervision
         model = distiller.fit(
             src,
             lesson.queries,
             lesson.relevance,
             dense_teacher=lesson.dense,
             teacher_temperature=lesson.temperature,
+            judgments=None if adapted is None else adapted.judgments,
         )
-        search = search_policy(model, dense, distiller.calibrated)
         report = _report(distiller.report, lesson)
+        if adapted is not None:
+            model = replace(model, query_adapter=adapted.adapter)
+            report["stages"] = adapted.stages + report.get("stages", [])
+        plan = settle(plan, *_units(model))
+        search = search_policy(model, dense, distiller.calibrated)
         build(plan, model, src, out, search=search, report=report, progress=progress)
     seconds = time.perf_counter() - begin
     return {"plan": plan.to_json(), "report": report, "search": search.to_json(), "seconds": seconds}
@@ -197,19 +204,28 @@ def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
-    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m)
-    got = (src.n, model.d, model.metric.value, model.nlist, model.m)
+    units = (plan.model.query_units, plan.model.verify_units)
+    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *units)
+    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *_units(model))
     if planned != got or src.dim != model.d or src.metric is not model.metric:
         raise InvalidInput(
-            f"plan, model and source must agree in n, d, metric, nlist and m: planned {planned}, got {got}"
+            f"plan, model and source must agree in n, d, metric, nlist, m and units: planned {planned}, got {got}"
         )
+
+
+def _units(model: IvfPqModel) -> tuple[int, int]:
+    """Units of the adapter of queries and of that of verification; 0 where there is none."""
+    query, verify = model.query_adapter, model.verify_adapter
+    return 0 if query is None else query.units, 0 if verify is None else verify.units
 
 
 def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
     digest.update(f"{model.metric.value} {model.residual}".encode())
-    for _, value in sorted(vars(model).items()):
-        if isinstance(value, np.ndarray):
-            digest.update(value.tobytes())
+    adapters = [vars(adapter) for adapter in (model.query_adapter, model.verify_adapter) if adapter is not None]
+    for arrays in (vars(model), *adapters):
+        for _, value in sorted(arrays.items()):
+            if isinstance(value, np.ndarray):
+                digest.update(value.tobytes())
     return digest.digest()

@@ -35,6 +35,8 @@ def layout(n: int, d: int, model: IvfPqConfig, dense: str = "none", ids: str = "
         ids=ids,
         codes=model.codes,
         tables=model.tables,
+        query_units=model.query_units,
+        verify_units=model.verify_units,
     )
 
 
@@ -57,7 +59,7 @@ class Work:
     code_bytes: int
     """Bytes of codes scanned."""
     multiplications: int
-    """Multiply-adds of routing, rotation and look-up table."""
+    """Multiply-adds of adapters, routing, rotation and look-up table."""
 
 
 def query_work(n: int, d: int, model: IvfPqConfig, *, nprobe: int) -> Work:
@@ -65,8 +67,9 @@ def query_work(n: int, d: int, model: IvfPqConfig, *, nprobe: int) -> Work:
     codes = -(-n * nprobe // model.nlist)
     dsub = codeword_dims(d, model)
     rotation = 0 if model.codes == "additive" else model.m * dsub * d
+    adapters = 2 * d * (model.query_units + model.verify_units)
     return Work(
         codes=codes,
         code_bytes=codes * bytes_per_vector(model.m),
-        multiplications=model.nlist * d + rotation + model.m * KSUB * dsub,
+        multiplications=adapters + model.nlist * d + rotation + model.m * KSUB * dsub,
     )

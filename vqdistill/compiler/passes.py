@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from vqdistill.compiler import cost
@@ -21,6 +21,10 @@ MIN_ROWS_PER_LIST = 39
 
 MAX_ROUTER_SHARE = 0.25
 """Share of a total budget that lists may take before there are fewer of them; codes earn more recall than lists."""
+
+
+MAX_ADAPTER_SHARE = 0.125
+"""Share of a total budget that adapters of queries may take before they are left out."""
 
 
 def resolve(plan: CompilePlan) -> CompilePlan:
@@ -60,21 +64,42 @@ def _fit_per_vector(plan: CompilePlan, limit: float) -> CompilePlan:
 
 def _fit_total(plan: CompilePlan, limit: int) -> CompilePlan:
     wanted = plan.model
-    model = wanted
+    for model in _with_fewer_adapters(plan, limit):
+        fitted = _fewer_lists(plan, model, limit)
+        if fitted is not None:
+            break
+    else:
+        smallest = cost.resident_bytes(plan.facts.n, plan.facts.dim, replace(_bare(wanted), nlist=1, m=2))
+        raise BudgetInfeasible(f"a budget of {limit} B is too small, the smallest feasible one is {smallest}B")
+    m, nlist = fitted.m, fitted.nlist
+    fewer = f"; nlist {nlist} instead of {wanted.nlist} to leave room for codes" if nlist < wanted.nlist else ""
+    why = f"m {m}: {m // 2} B a vector, {_reason(m == cost.largest_m(plan.facts.dim), f'{limit:,} B in memory')}{fewer}"
+    return plan.after("fit_budget", why, model=fitted)
+
+
+def _with_fewer_adapters(plan: CompilePlan, limit: int) -> Iterator[IvfPqConfig]:
+    """Yield the model with all adapters that keep within their share of a total budget, then with fewer of them."""
+    bare = _bare(plan.model)
+    for model in (plan.model, replace(plan.model, verify_units=0)):
+        adapters = cost.fixed_bytes(plan.facts.dim, model) - cost.fixed_bytes(plan.facts.dim, bare)
+        if adapters <= MAX_ADAPTER_SHARE * limit:
+            yield model
+    yield bare
+
+
+def _bare(model: IvfPqConfig) -> IvfPqConfig:
+    return replace(model, query_units=0, verify_units=0)
+
+
+def _fewer_lists(plan: CompilePlan, model: IvfPqConfig, limit: int) -> IvfPqConfig | None:
+    """Halve the lists until they keep their share and a code fits; the model with the most codes, None if none fits."""
     while model.nlist > 1 and 4 * model.nlist * plan.facts.dim > MAX_ROUTER_SHARE * limit:
         model = replace(model, nlist=model.nlist // 2)
     m = _largest_fitting_m(plan, model, limit)
     while m is None and model.nlist > 1:
         model = replace(model, nlist=model.nlist // 2)
         m = _largest_fitting_m(plan, model, limit)
-    if m is None:
-        smallest = cost.resident_bytes(plan.facts.n, plan.facts.dim, replace(wanted, nlist=1, m=2))
-        raise BudgetInfeasible(f"a budget of {limit} B is too small, the smallest feasible one is {smallest}B")
-    fewer = (
-        f"; nlist {model.nlist} instead of {wanted.nlist} to leave room for codes" if model.nlist < wanted.nlist else ""
-    )
-    why = f"m {m}: {m // 2} B a vector, {_reason(m == cost.largest_m(plan.facts.dim), f'{limit:,} B in memory')}{fewer}"
-    return plan.after("fit_budget", why, model=replace(model, m=m))
+    return None if m is None else replace(model, m=m)
 
 
 def _largest_fitting_m(plan: CompilePlan, model: IvfPqConfig, limit: int) -> int | None:
@@ -110,6 +135,22 @@ PASSES: tuple[Callable[[CompilePlan], CompilePlan], ...] = (resolve, fit_budget,
 """In the order in which they run; the function's name is the pass's name."""
 
 
+def settle(plan: CompilePlan, query_units: int, verify_units: int) -> CompilePlan:
+    """Give back the room of adapters that held-out queries refused.
+
+    Parameters
+    ----------
+    query_units, verify_units : of the trained model, 0 or as planned
+    """
+    if (query_units, verify_units) == (plan.model.query_units, plan.model.verify_units):
+        return plan
+    model = replace(plan.model, query_units=query_units, verify_units=verify_units)
+    layout = cost.layout(plan.facts.n, plan.facts.dim, model, plan.dense, plan.ids)
+    saved = plan.ram_bytes - cost.resident_bytes(plan.facts.n, plan.facts.dim, model)
+    why = f"{saved:,} B of memory less: adapters that brought nothing for held-out queries are left out"
+    return plan.after("settle", why, model=model, layout=layout)
+
+
 def default_codes(metric: Metric, distill: bool = True) -> str:
     """Codes of a plan that names none: "additive" where metric and distillation allow it.
 
@@ -131,6 +172,7 @@ def plan(
     dense: str = "f16",
     seed: int = 0,
     ids_kind: str = "rows",
+    adapter_units: int = 0,
 ) -> CompilePlan:
     """Decide everything about an index that can be decided without reading a row.
 
@@ -142,6 +184,8 @@ def plan(
     dense : vectors on disk, "f16", "f32", "bf16", "i8" or "none" (then results cannot be verified)
     seed : of every random choice in training
     ids_kind : external ids, "rows" (the row numbers), "int64" or "str"
+    adapter_units : of an adapter of queries, and of another one for verification, which labels or pair scores may
+        bring; room is kept for both
 
     Returns
     -------
@@ -156,7 +200,9 @@ def plan(
         If an option is not one of its values, or the source is empty.
     """
     codes = codes or default_codes(facts.metric)
-    model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=default_tables(facts.metric, codes), seed=seed)
+    tables = default_tables(facts.metric, codes)
+    model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=tables, seed=seed)
+    model = replace(model, query_units=adapter_units, verify_units=adapter_units)
     wanted = DEFAULT_BUDGET if budget is None else Budget.parse(budget)
     draft = CompilePlan(facts=facts, budget=wanted, dense=dense, ids=ids_kind, model=model)
     draft.check()

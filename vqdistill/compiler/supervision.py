@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ DEPTH = 200
 """Teacher documents per query (Distill-VQ uses the top 200)."""
 MAX_QUERIES = 16_384
 """Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
+MAX_JUDGED = 32_768
+"""Learn queries used at most with labels or pair scores, those that have any first: adapting queries costs less."""
 PSEUDO_QUERIES = 8_192
 """Pseudo-queries made when there are none."""
 AFFORDABLE = 4 * 10**13
@@ -55,10 +57,16 @@ class Supervision:
     of a mixture, `mix` and what its `dense` teacher is."""
     pseudo: bool = False
     """Whether the queries were made from the corpus."""
-    dense: bool = True
-    """Whether scores are on the scale of the similarity of the dense vectors."""
+    kind: str = "exact"
+    """Whose word relevance is: "exact" (similarity of the dense vectors), "scores" (of pairs), "labels" (grades) or
+    "callable"."""
     temperature: float | None = None
     """That scores are meant to be divided by; None = to be calibrated."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether scores are on the scale of the similarity of the dense vectors."""
+        return self.kind == "exact"
 
 
 @dataclass(frozen=True)
@@ -92,70 +100,75 @@ class DenseTeacher:
             return teacher.relevance(queries, DEPTH, exclude)
 
 
-def supervise(
-    src: EmbeddingSource,
-    queries: Any,
-    teacher: str | Judge,
-    *,
-    cache: Path,
-    seed: int,
-    threads: int,
-    progress: Progress,
-    mix: float = 1.0,
-    length: float = 40.0,
-) -> Supervision:
-    """Find learn queries and relevance for the rows of `src`; parameters as for `compile`.
+def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: DenseTeacher) -> Supervision:
+    """Find learn queries and what their teacher says of the rows of `src`; `queries` and `teacher` as for `compile`.
 
-    Parameters
-    ----------
-    length : effective list length that the parts of a mixture are calibrated to
+    Returns
+    -------
+    Supervision
+        Scores, labels and functions as they were given, which `follow` makes a lesson of.
 
     Raises
     ------
     InvalidInput
-        If `teacher` or `mix` is not usable, or they need real queries and there are none.
+        If `teacher` is not usable, or needs real queries and there are none.
     """
-    kind = _kind(teacher, mix)
-    dense = DenseTeacher(src, cache, seed, threads, progress)
+    kind = teacher_kind(teacher)
     opened = _learn_queries(src, queries)
     if opened is None:
         if kind != "exact":
             shown = "function" if callable(teacher) else repr(teacher)
             raise InvalidInput(f"teacher {shown} needs learn queries, got none")
         return _pseudo(dense)
-    picked = np.sort(np.random.default_rng([seed, 2]).permutation(opened.n)[:MAX_QUERIES])
-    rows, origin = opened.take(picked), opened.name.rpartition("/")[2]
-    if kind == "exact":
-        relevance, said = dense.teach(rows)
+    order, origin = np.random.default_rng([dense.seed, 2]).permutation(opened.n), opened.name.rpartition("/")[2]
+    if kind in ("scores", "labels"):
+        read, path = (read_scores if kind == "scores" else read_labels), str(teacher).partition(":")[2]
+        judged = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids)
+        order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
+        picked = np.sort(order[:MAX_JUDGED])
+        return Supervision(opened.take(picked), judged.select(picked), origin, {"kind": kind}, kind=kind)
+    picked = np.sort(order[:MAX_QUERIES])
+    rows = opened.take(picked)
+    relevance, said = dense.teach(rows)
+    if not callable(teacher):
         return Supervision(rows, relevance, origin, said)
-    lists = dense.teach(rows) if callable(teacher) or mix < 1 else None
-    if callable(teacher):
-        assert lists is not None
-        given = _judged(teacher, lists[0], picked, progress)
-    else:
-        read = read_scores if kind == "scores" else read_labels
-        path = teacher.partition(":")[2]
-        given = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids).select(picked)
-    temperature = None
-    if kind == "labels":
+    judged = _judged(teacher, relevance, picked, dense.progress)
+    return Supervision(rows, judged, origin, {"kind": kind}, kind=kind)
+
+
+def follow(judged: Supervision, dense: DenseTeacher, mix: float, length: float) -> Supervision:
+    """Make of judgments a lesson for codes: what dense scores rank for the same queries, and the judgments as well.
+
+    Parameters
+    ----------
+    judged : queries, which may be adapted, with their judgments
+    mix : share of the judgments in the target, 0..1; the rest are dense scores
+    length : effective list length that the parts of a mixture are calibrated to
+    """
+    given, temperature = judged.relevance, None
+    if judged.kind == "labels":
         given, temperature = log_gains(given), 1.0
-    told = {"kind": kind} if lists is None else {"kind": kind, "dense": lists[1]}
-    if lists is None or mix == 1:
-        return Supervision(rows, given, origin, told, dense=False, temperature=temperature)
-    relevance = mixed(lists[0], given, _similar(src, rows, given), mix, length, temperature)
-    return Supervision(rows, relevance, origin, told | {"mix": mix})
+    if mix == 1:
+        return replace(judged, relevance=given, temperature=temperature)
+    lists, said = dense.teach(judged.queries)
+    told = judged.teacher | {"mix": mix, "dense": said}
+    if mix > 0:
+        similar = _similar(dense.src, judged.queries, given)
+        lists = mixed(lists, given, similar, mix, length, temperature)
+    return replace(judged, relevance=lists, teacher=told, kind="exact")
 
 
-def _kind(teacher: str | Judge, mix: float) -> str:
+def teacher_kind(teacher: str | Judge, mix: float = 0.0) -> str:
+    """Return what a teacher is, having checked it and its share: exact, scores, labels or callable."""
     if callable(teacher):
         kind = "callable"
     else:
         kind, _, path = str(teacher).partition(":")
         if kind not in ("exact", "scores", "labels") or (kind == "exact") != (path == ""):
             raise InvalidInput(f'teacher must be "exact", "scores:FILE", "labels:FILE" or a function, got {teacher!r}')
-    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 < mix <= 1:
-        raise InvalidInput(f"mix must be above 0 and at most 1, got {mix!r}")
-    if kind == "exact" and mix < 1:
+    if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
+        raise InvalidInput(f"mix must be in 0..1, got {mix!r}")
+    if kind == "exact" and mix > 0:
         raise InvalidInput(f"mix {mix} needs a teacher besides the dense one: scores, labels or a function")
     return kind
 

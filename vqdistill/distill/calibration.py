@@ -83,8 +83,9 @@ def widest_codebooks_first(model: IvfPqModel, codes: Codes) -> tuple[IvfPqModel,
 def code_error(judge: HeldOut, model: IvfPqModel, codes: Codes) -> float:
     """Standard deviation of exact score - code score among the candidates of a held-out query, around their mean."""
     found, scores = judge.scored_candidates(model, codes)
+    queries = judge.lists.queries if model.verify_adapter is None else model.verify_adapter(judge.lists.queries)
     spread, count = 0.0, 0
-    for query, docs, by_code in zip(judge.lists.queries, found, scores, strict=True):
+    for query, docs, by_code in zip(queries, found, scores, strict=True):
         real = docs >= 0
         if real.sum() < 2:
             continue

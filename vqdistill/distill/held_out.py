@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.data.relevance import Relevance
 from vqdistill.distill.samplers import Corpus, Search, TeacherLists
 from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
@@ -19,6 +20,8 @@ CANDIDATES = 100
 """Candidates among which they must be: what a search verifies by default."""
 ROUTE_SHARE = 0.1
 """Share of the corpus that routing is judged at."""
+FEWEST_QUERIES = 20
+"""Below this nothing is trained on queries: there would be no held-out ones to guard with."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,16 @@ class HeldOut:
             enough = self.recall(self.candidates(model, codes, ladder[middle])) >= wanted
             low, high = (low, middle) if enough else (middle + 1, high)
         return ladder[low]
+
+
+def split(
+    relevance: Relevance, most: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers of the training and of the held-out queries, `most` or a fifth, among those that have documents."""
+    usable = np.flatnonzero(relevance.counts)
+    held = min(most, len(usable) // 5) if len(usable) >= FEWEST_QUERIES else 0
+    order = rng.permutation(usable)
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
 def route_scores(router: F32Rows, metric: Metric, queries: F32Rows) -> F32Rows:

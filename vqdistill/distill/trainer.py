@@ -16,8 +16,10 @@ from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.temperature import calibrate_temperature, calibrate_temperatures
+from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
-from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split
+from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
 from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
 from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Miner, Sampler, Search, TeacherLists
@@ -35,9 +37,6 @@ from vqdistill.types import Codes, F32Rows, Metric, as_f32_rows
 
 _log = logging.getLogger(__name__)
 
-_FEWEST_QUERIES = 20
-"""Below this nothing is trained on queries: there would be no held-out ones to guard with."""
-
 
 @dataclass(frozen=True)
 class _Lesson:
@@ -53,6 +52,14 @@ class _Lesson:
     def encode(self, model: IvfPqModel, terms: RowTerms | None = None) -> Codes:
         """Codes of the training rows, whose lists never change."""
         return Codes(self.coarse.lists, model.quantize(self.corpus.x, self.coarse.lists, terms))
+
+    def in_rows_space(self, space: Space | None) -> _Lesson:
+        """The lesson in the rows' own coordinates, if this one is in those of `space`."""
+        if space is None:
+            return self
+        corpus = Corpus(space.queries(self.corpus.x), self.corpus.metric)
+        train, held = (replace(x, queries=space.docs(x.queries)) for x in (self.train, self.judge.lists))
+        return replace(self, corpus=corpus, train=train, judge=replace(self.judge, corpus=corpus, lists=held))
 
     def own_recall(self, model: IvfPqModel) -> float:
         """Held-out recall of the codes that the model itself gives the rows."""
@@ -107,6 +114,7 @@ class Distiller:
         *,
         dense_teacher: bool = True,
         teacher_temperature: float | None = None,
+        judgments: Judgments | None = None,
     ) -> IvfPqModel:
         """Train the undistilled start, then distil the teacher's relevance into codes, look-up tables and routing.
 
@@ -118,6 +126,8 @@ class Distiller:
         dense_teacher : whether its scores are those of the dense vectors; if not (pair scores, labels), only listed
             documents have target mass
         teacher_temperature : that its scores are meant to be divided by; None = calibrated to `config.list_length`
+        judgments : what labels or pair scores say of the same queries, for a verification adapter of
+            `model.verify_units`; they also say which queries to hold out
 
         Returns
         -------
@@ -145,17 +155,18 @@ class Distiller:
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
-        local = _renumber(relevance, rows)
-        train, held = self._split(local, rng)
+        local = renumber(relevance, rows)
+        train, held = self._split(local, rng) if judgments is None else judgments.split(local)
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
         space = self._space(corpus, queries, local, train, held)
+        moved = queries
         if space is not None:
-            corpus, queries = Corpus(space.docs(corpus.x), src.metric), space.queries(queries)
-        lists = [self._lists(queries, local, part) for part in (train, held)]
+            corpus, moved = Corpus(space.docs(corpus.x), src.metric), space.queries(queries)
+        lists = [self._lists(moved, local, part) for part in (train, held)]
         judge = HeldOut(corpus, lists[1], self.threads)
         terms = None
         if self.config.enabled and judge.usable:
-            terms = QueryTerms.from_relevance(queries[train], relevance.select(train), src.n)
+            terms = QueryTerms.from_relevance(moved[train], relevance.select(train), src.n)
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
         lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
         model, codes = self._start(lesson)
@@ -169,23 +180,27 @@ class Distiller:
             if "router" not in self.config.skip:
                 model = self._route(model, lesson, rng)
         elif self.config.enabled:
-            self.report["skipped"] = f"distillation needs at least {_FEWEST_QUERIES} queries with documents"
+            self.report["skipped"] = f"distillation needs at least {FEWEST_QUERIES} queries with documents"
+        model, lesson = model.in_rows_space(space), lesson.in_rows_space(space)
+        if terms is not None and judgments is not None and self.model.verify_units:
+            model = self._verify(model, codes, lesson, judgments.local(queries, rows))
+        return self._finish(model, codes, lesson.judge)
+
+    def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> IvfPqModel:
+        """Put codebooks in order, and find out how the model is best searched."""
         model, codes = widest_codebooks_first(model, codes)
         self.calibrated = {}
         if judge.usable:
             with self.progress.stage("calibrate the search"):
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
                 self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
-        return model.in_rows_space(space)
+        return model
 
     def _split(
         self, relevance: Relevance, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Numbers of the training and of the held-out queries, among those that have documents."""
-        usable = np.flatnonzero(relevance.counts)
-        held = min(self.config.held_out, len(usable) // 5) if len(usable) >= _FEWEST_QUERIES else 0
-        order = rng.permutation(usable)
-        return np.sort(order[held:]), np.sort(order[:held])
+        return split(relevance, self.config.held_out, rng)
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
         with self.progress.stage("read training rows", len(rows)) as stage:
@@ -338,6 +353,31 @@ class Distiller:
         self.report["routing"] = {"temperature": learned.temperature, "ladder": ladder}
         return replace(model, router=learned.router)
 
+    def _verify(
+        self, model: IvfPqModel, codes: Codes, lesson: _Lesson, judged: tuple[JudgedQueries, JudgedQueries]
+    ) -> IvfPqModel:
+        """Teach verification to rank what the codes find: local discrimination, as in BiDR's dense stage."""
+        train, held = judged
+        config, corpus = self.config, lesson.corpus
+        if not (len(train.queries) and len(held.queries)):
+            return model
+        with self.progress.stage("adapter of verification"):
+            search = lesson.judge.searching(model, codes)
+            found, pool = search(train.queries), train.docs[train.docs >= 0]
+            hard = np.where(np.isin(found, pool), found, -1).astype(np.int32)
+            sampler = HardSampler(train, hard, config.adapter_negatives, len(corpus.x))
+            candidates = search(held.queries)
+            learned = learn_adapter(
+                train,
+                corpus,
+                lambda _: sampler,
+                lambda adapter: candidate_quality(held, corpus, candidates, adapter),
+                hard_temperature(train.queries, corpus, hard, config.adapter_list_length),
+                config,
+            )
+        self.report.setdefault("stages", []).append(learned.report("verification adapter", held.measure))
+        return replace(model, verify_adapter=learned.adapter)
+
     def _run(
         self, stage: _Stage, student: Student, sampler: Sampler, objective: Objective, rng: np.random.Generator
     ) -> IvfPqModel:
@@ -372,12 +412,6 @@ class Distiller:
         self.report.setdefault("stages", []).append(
             {"stage": stage, "before": before, "after": after, "kept": after > before}
         )
-
-
-def _renumber(relevance: Relevance, rows: npt.NDArray[np.int64]) -> Relevance:
-    """Keep documents among the sorted `rows`, numbered by their place there."""
-    kept = relevance.restrict(rows)
-    return Relevance(kept.offsets, np.searchsorted(rows, kept.docs), kept.scores)
 
 
 def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -66,7 +66,7 @@ def _check_content(fd: int, segment: Segment, manifest: Manifest, path: Path) ->
         _check_ids_offsets(fd, segment, manifest.segments["ids_bytes"].bytes, path)
     elif segment.kind == "ids_bytes":
         _check_text(fd, segment, path)
-    elif segment.kind in ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space"):
+    elif segment.dtype in ("f2", "f4") and segment.kind != "dense":
         _check_finite(read_array(fd, segment, path), segment)
 
 

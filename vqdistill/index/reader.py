@@ -29,6 +29,7 @@ from vqdistill.index.files import (
     reading,
 )
 from vqdistill.index.spec import PAGE, Manifest, Segment
+from vqdistill.model.adapter import QueryAdapter
 from vqdistill.types import F32Rows, Metric
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class IndexReader:
             codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
             space=space,
+            query_adapter=self._adapter("query"),
+            verify_adapter=self._adapter("verify"),
         )
 
     def engine(self, io: str = "auto") -> Engine:
@@ -157,6 +160,8 @@ class IndexReader:
             dense_dtype=manifest.dense,
             dense_map=self._map_dense(io) if manifest.dense != "none" and io in ("auto", "map") else None,
             io=io if manifest.dense != "none" else "auto",
+            query_adapter=self._adapter_arrays("query"),
+            verify_adapter=self._adapter_arrays("verify"),
         )
 
     def _map_dense(self, io: str) -> mmap.mmap | None:
@@ -279,6 +284,21 @@ class IndexReader:
     @property
     def _rotation(self) -> F32Rows:
         return self._arrays.get("rotation", np.empty((0, self.manifest.d), np.float32))
+
+    def _adapter_arrays(self, stage: str) -> tuple[Any, Any, Any, int, bool] | None:
+        """The adapter of a stage as the engine takes it."""
+        if stage not in self.manifest.adapters:
+            return None
+        down, bias, up = (self._arrays[f"{stage}_{part}"] for part in ("down", "bias", "up"))
+        return down, bias, up, self.manifest.adapters[stage].rank, self.manifest.metric is Metric.COSINE
+
+    def _adapter(self, stage: str) -> QueryAdapter | None:
+        arrays = self._adapter_arrays(stage)
+        if arrays is None:
+            return None
+        down, bias, up, rank, unit = arrays
+        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
+        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
 
     def _segment(self, kind: str) -> Segment:
         return self.manifest.segments[kind]

@@ -8,7 +8,7 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vqdistill.config import BLOCK_ROWS, KSUB
@@ -44,7 +44,13 @@ TABLES = ("f32", "f16")
 """Element types of router, coarse and codewords. Persisted: never rename."""
 IDS = ("rows", "int64", "str")
 """Kinds of external ids. Persisted: never rename."""
-RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean"})
+ADAPTERS = ("query", "verify")
+"""Stages that queries may be adapted for. Persisted: never rename."""
+MAX_UNITS = 2**16
+"""Units of an adapter at most."""
+RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean"}) | {
+    f"{stage}_{part}" for stage in ADAPTERS for part in ("down", "bias", "up")
+}
 """Segments that an open index holds in memory; the others stay on disk."""
 
 _MAGIC = b"\x89VQD\r\n\x1a\n"
@@ -123,7 +129,11 @@ class Layout:
     ids: str
     codes: str = "pq"
     tables: str = "f32"
-    """Element type of router, coarse and codewords."""
+    """Element type of router, coarse, codewords, and of the matrices of adapters."""
+    query_units: int = 0
+    """Units of the adapter of queries; 0 = none."""
+    verify_units: int = 0
+    """Units of the adapter of queries that verify; 0 = none."""
     id_bytes: int = 0
     """Bytes of all string ids together; 0 for other kinds of ids."""
     version: int = VERSION
@@ -150,6 +160,11 @@ class Layout:
             "bf16": ("u2", self.d),
             "i8": ("u1", 4 + self.d),
         }
+        for stage, units in (("query", self.query_units), ("verify", self.verify_units)):
+            if units:
+                arrays[f"{stage}_down"] = (table, (units, self.d))
+                arrays[f"{stage}_bias"] = ("f4", (units,))
+                arrays[f"{stage}_up"] = (table, (self.d, units))
         if self.codes == "pq":
             arrays["rotation"] = ("f4", (self.m * self.dsub, self.d))
         elif self.version >= 3:
@@ -177,6 +192,28 @@ class Layout:
     def resident_bytes(self) -> int:
         """Bytes that an open index holds in memory: the payloads of the resident segments, and nothing else."""
         return sum(segment.bytes for segment in self.segments().values() if segment.resident)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterShape:
+    """What a manifest says of an adapter, whose arrays are segments."""
+
+    units: int
+    rank: int
+    """Linear units, which come first."""
+
+    @classmethod
+    def parse(cls, entry: Fields) -> AdapterShape:
+        """Read one value of the `adapters` object of a manifest.
+
+        Raises
+        ------
+        CorruptIndex
+            If anything is missing, superfluous or out of range.
+        """
+        entry.require_keys(frozenset({"units", "rank"}))
+        units = entry.integer("units", 1, MAX_UNITS)
+        return cls(units=units, rank=entry.integer("rank", 0, units))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +245,8 @@ class Manifest:
     report: Mapping[str, Any]
     """What the compiler measured; opaque here."""
     segments: Mapping[str, Segment]
+    adapters: Mapping[str, AdapterShape] = field(default_factory=dict)
+    """By stage, a name of ADAPTERS."""
     version: int = VERSION
     """Format version of the files."""
 
@@ -252,6 +291,7 @@ class Manifest:
             "dense": self.dense,
             "tables": self.tables,
             "ids": self.ids,
+            "adapters": {stage: asdict(shape) for stage, shape in self.adapters.items()},
             "plan": self.plan,
             "search": self.search.to_json(),
             "report": self.report,
@@ -277,7 +317,7 @@ class Manifest:
         """
         top = Fields(parse_json(data, file), file)
         version = _check_version(top)
-        top.require_keys(_KEYS if version > 1 else _KEYS - {"tables"})
+        top.require_keys(_KEYS - {key for key, since in _SINCE.items() if version < since})
         name = _MANIFEST_NAME.fullmatch(file)
         generation = top.integer("generation", 1, 10**9 - 1)
         if name is None or generation != int(name[1]):
@@ -299,6 +339,7 @@ class Manifest:
         tables = top.choice("tables", TABLES) if version > 1 else "f32"
         if tables != "f32" and codes == "pq":
             top.fail("tables", tables, "'f32' for pq codes")
+        adapters = _parse_adapters(top.object("adapters")) if version > 2 else {}
         layout = Layout(
             n=top.integer("n", 1, 2**40),
             d=top.integer("d", 1, 2**20),
@@ -310,6 +351,7 @@ class Manifest:
             codes=codes,
             tables=tables,
             version=version,
+            **{f"{stage}_units": shape.units for stage, shape in adapters.items()},
         )
         if codes == "additive" and dsub != layout.d:
             top.fail("dsub", dsub, f"d = {layout.d} for additive codes")
@@ -335,11 +377,14 @@ class Manifest:
             ),
             report=top.object("report").values,
             segments=_parse_segments(top.object("segments"), layout, generation),
+            adapters=adapters,
             version=version,
         )
 
 
 _KEYS = frozenset(Manifest.__dataclass_fields__) | {"format", "version", "required_features", "d_out"}
+_SINCE = {"tables": 2, "adapters": 3}
+"""Keys by the version that brought them."""
 
 
 def encode_current(manifest: str, data: bytes) -> bytes:
@@ -410,6 +455,13 @@ def _check_version(top: Fields) -> int:
         known = ", ".join(sorted(FEATURES)) or "none"
         raise FormatTooNew(f"{top.file}: required features {show(unknown)} are unknown; {readable}, features: {known}")
     return version
+
+
+def _parse_adapters(entries: Fields) -> dict[str, AdapterShape]:
+    unknown = sorted(set(entries.values) - set(ADAPTERS))
+    if unknown:
+        entries.fail(unknown[0], entries.values[unknown[0]], f"one of the stages {', '.join(ADAPTERS)}")
+    return {stage: AdapterShape.parse(entries.object(stage)) for stage in ADAPTERS if stage in entries.values}
 
 
 def _parse_segments(entries: Fields, layout: Layout, generation: int) -> dict[str, Segment]:

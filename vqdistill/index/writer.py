@@ -19,9 +19,21 @@ from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.spec import DENSE, ID_BYTES, IDS, MANIFEST_MAX_BYTES, TABLES, Layout, Manifest, Segment
+from vqdistill.index.spec import (
+    ADAPTERS,
+    DENSE,
+    ID_BYTES,
+    IDS,
+    MANIFEST_MAX_BYTES,
+    TABLES,
+    AdapterShape,
+    Layout,
+    Manifest,
+    Segment,
+)
 from vqdistill.index.spool import Spool, encode_dense, encode_int_ids, encode_text_id
 from vqdistill.kernels import pack_codes
+from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows, require_finite
 
@@ -29,9 +41,10 @@ _CHUNK_BYTES = 4 << 20
 """Bytes gathered at a time when rows are put into list order."""
 _CHUNK_ROWS = 2048 * BLOCK_ROWS
 """Rows packed, and string ids gathered, at a time."""
-_TABLE_ARRAYS = ("router", "codewords", "coarse")
-"""What is stored as the writer's `tables` says."""
+_TABLE_ARRAYS = ("router", "codewords", "coarse", "_down", "_up")
+"""Ends of the names of what is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
+_ADAPTER_PARTS = ("down", "bias", "up")
 
 Chunks = Iterator[npt.NDArray[Any]]
 
@@ -50,7 +63,7 @@ class IndexWriter:
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
     dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
-    tables : "f32", or "f16" for additive codes; element type of router, coarse and codewords
+    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords and adapters
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     ops : file operations; replaced in tests
@@ -278,6 +291,10 @@ class IndexWriter:
             search=search,
             report=report,
             segments=segments,
+            adapters={
+                stage: AdapterShape(units=adapter.units, rank=adapter.rank)
+                for stage, adapter in _adapters(self._model).items()
+            },
         )
         try:
             data = manifest.to_bytes()
@@ -293,8 +310,8 @@ class IndexWriter:
         offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
         np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
         whole = {"list_offsets": offsets, "rows": order} | {
-            name: getattr(self._model, name).astype(segments[name].numpy_dtype, copy=False)
-            for name in _MODEL_ARRAYS
+            name: array.astype(segments[name].numpy_dtype, copy=False)
+            for name, array in _arrays_of(self._model).items()
             if name in segments
         }
         chunked = {
@@ -350,8 +367,23 @@ def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str =
         dense=dense,
         tables=tables,
         ids=ids,
+        **{f"{stage}_units": adapter.units for stage, adapter in _adapters(model).items()},
         id_bytes=id_bytes,
     )
+
+
+def _adapters(model: IvfPqModel) -> dict[str, QueryAdapter]:
+    """Adapters of a model by their stages, names of ADAPTERS."""
+    found = {stage: getattr(model, f"{stage}_adapter") for stage in ADAPTERS}
+    return {stage: adapter for stage, adapter in found.items() if adapter is not None}
+
+
+def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
+    """All arrays of a model by the kinds of their segments."""
+    arrays = {name: getattr(model, name) for name in _MODEL_ARRAYS}
+    for stage, adapter in _adapters(model).items():
+        arrays |= {f"{stage}_{part}": getattr(adapter, part) for part in _ADAPTER_PARTS}
+    return arrays
 
 
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
@@ -370,10 +402,11 @@ def _require_model(model: IvfPqModel, tables: str) -> None:
     if tables != "f32" and not model.additive:
         raise InvalidInput(f"tables must be f32 for product codes, got {tables!r}")
     wanted = _layout_of(model, n=1, dense="none", ids="rows").arrays
-    for name in (name for name in _MODEL_ARRAYS if name in wanted):
-        array = getattr(model, name)
+    for name, array in _arrays_of(model).items():
+        if name not in wanted:
+            continue
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        if tables == "f16" and name in _TABLE_ARRAYS and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        if tables == "f16" and name.endswith(_TABLE_ARRAYS) and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")

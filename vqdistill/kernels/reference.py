@@ -134,6 +134,24 @@ def gemm_nt(a: F32, b: F32 | F16) -> F64:
     return np.asarray(a.astype(np.float64) @ b.astype(np.float64).T)
 
 
+def adapt(queries: F32, down: F32 | F16, bias: F32, up: F32 | F16, rank: int, unit: bool) -> F32:
+    """Return q + up z for queries (q, d), z = down q + bias, of which all but the first `rank` are cut off below 0.
+
+    Parameters
+    ----------
+    down, bias, up : (units, d), (units,), (d, units)
+    unit : whether results are scaled to unit norm; where that is impossible they are the query itself
+    """
+    z = gemm_nt(queries, down) + bias
+    z[:, rank:] = np.maximum(z[:, rank:], 0)
+    adapted = queries + z @ up.astype(np.float64).T
+    if not unit:
+        return np.asarray(adapted, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        norms = np.linalg.norm(adapted, axis=1, keepdims=True)
+        return np.where((norms > 0) & np.isfinite(norms), adapted / norms, queries).astype(np.float32)
+
+
 def decode_dense(dtype: str, rows: U8) -> F64:
     """Read stored dense rows (b, stride) uint8 of dtype f32, f16, bf16 or i8 -> (b, d) float64."""
     if dtype == "i8":
@@ -261,6 +279,10 @@ class ReferenceEngine:
     dense_dtype: str = "none"
     dense: U8 | None = None
     """(n, stride) uint8, as stored."""
+    query_adapter: tuple[F32 | F16, F32, F32 | F16, int, bool] | None = None
+    """Arguments of `adapt`, for what every stage sees."""
+    verify_adapter: tuple[F32 | F16, F32, F32 | F16, int, bool] | None = None
+    """The same, on top of it, for the scores of dense rows."""
 
     def route(
         self, query: F32, nprobe: int, lift: float = 0.0, temperature: float = 1.0, allowed: I64 | None = None
@@ -350,7 +372,7 @@ class ReferenceEngine:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         positions = np.full((len(queries), k), -1, np.int64)
         stats = np.zeros((len(queries), 4), np.int64)
-        for i, query in enumerate(queries):
+        for i, query in enumerate(_adapted(queries, self.query_adapter)):
             lists = self.route(query, nprobe, lift, temperature, self._by_list(allow))
             count = max(refine, k) if refine else k + k // 8 + 16
             found, by_code = self.candidates(query, lists, count, allow=allow)
@@ -378,7 +400,7 @@ class ReferenceEngine:
         """Return counts (q,), scores (h,) and positions (h,), as `Engine.range_search` does; `allow` is (n,) bool."""
         counts, scores, positions = [], [np.zeros(0, np.float32)], [np.zeros(0, np.int64)]
         lowest = float(np.float32(threshold) - np.float32(margin))
-        for query in queries:
+        for query in _adapted(queries, self.query_adapter):
             lists = self.route(query, nprobe, lift, temperature, self._by_list(allow))
             found, _ = self.candidates(query, lists, lowest=lowest, allow=allow)
             exact = self._final_scores(query, found, verify=verify)
@@ -417,4 +439,9 @@ class ReferenceEngine:
 
     def _dense_scores(self, query: F32, positions: I64) -> F64:
         assert self.dense is not None
-        return dense_scores(self.metric, self.dense_dtype, query, self.dense[positions])
+        exact = _adapted(query[None], self.verify_adapter)[0]
+        return dense_scores(self.metric, self.dense_dtype, exact, self.dense[positions])
+
+
+def _adapted(queries: F32, adapter: tuple[F32 | F16, F32, F32 | F16, int, bool] | None) -> F32:
+    return queries if adapter is None else adapt(queries, *adapter)

@@ -12,6 +12,7 @@ from vqdistill.errors import InvalidInput
 from vqdistill.kernels import additive, jit
 from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model import lists as query_lists
+from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
 from vqdistill.model.kmeans import nearest
 from vqdistill.model.space import Space
@@ -34,7 +35,8 @@ class IvfPqModel:
     * ip, cosine: <q, coarse[l]> or <q, mean>, plus sum_j <q_j, codewords[j, c_j]>
     * l2 (plain product codes only), p = q - mean: -|p|^2 + sum_j (2 <p_j, codewords[j, c_j]> - |codewords[j, c_j]|^2)
 
-    where q_j is the j-th subspace of rotation @ q for product codes, and q for additive ones.
+    where q_j is the j-th subspace of rotation @ q for product codes, and q for additive ones. q is the query behind
+    `query_adapter`, where there is one; dense rows are scored with what `verify_adapter` makes of q.
 
     Lists are visited in the order of <q, router[l]> (l2: less |router[l]|^2 / 2). `doc_codewords` and `space` serve
     encoding only and stay on disk; `router` and `codewords` serve queries only, and are what distillation moves last.
@@ -64,6 +66,10 @@ class IvfPqModel:
     """(m, ksub, dsub) that rows are encoded with, in the coordinates of `space`"""
     space: Space | None = None
     """Coordinates that rows are encoded in; None = their own, as for product codes."""
+    query_adapter: QueryAdapter | None = None
+    """What queries go through before any stage."""
+    verify_adapter: QueryAdapter | None = None
+    """What they go through on top of it before dense rows are scored."""
     terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
     """What `build` encodes the rows of the training corpus with, by row number; no part of an index."""
     anchors: F32Rows | None = field(default=None, compare=False, repr=False)
@@ -79,6 +85,7 @@ class IvfPqModel:
         ok = ok and self.coarse.shape[1] == self.rotation.shape[1] == self.d
         ok = ok and (self.anchors is None or self.anchors.shape == self.coarse.shape)
         ok = ok and (self.space is None or self.space.forward.shape == self.space.inverse.shape == (self.d, self.d))
+        ok = ok and all(adapter is None or adapter.d == self.d for adapter in (self.query_adapter, self.verify_adapter))
         if not ok or len(self.rotation) != (0 if self.additive and self.dsub == self.d else self.m * self.dsub):
             shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
             raise InvalidInput(f"model arrays must agree in nlist, d, m and dsub with ksub {KSUB}, got {shapes}")

@@ -33,5 +33,7 @@ def make_engine(
         rotation=model.rotation,
         codewords=model.codewords,
         packed=packed,
+        query_adapter=None if model.query_adapter is None else model.query_adapter.for_engine(),
+        verify_adapter=None if model.verify_adapter is None else model.verify_adapter.for_engine(),
         **dense,
     )
