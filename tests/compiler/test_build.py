@@ -11,7 +11,7 @@ import pytest
 
 import vqdistill
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.supervision import supervise
+from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import open_index, verify
@@ -109,9 +109,8 @@ def test_given_scores_and_labels_teach(rows: Any, queries: Any, tmp_path: Path) 
     )
     np.save(tmp_path / "labels.npy", np.arange(0, N, 4, dtype=np.int32))
     for teacher in (f"scores:{tmp_path / 'run.tsv'}", f"labels:{tmp_path / 'labels.npy'}"):
-        lesson = supervise(
-            vqdistill.open_source(rows), queries, teacher, cache=tmp_path, seed=0, threads=1, progress=Progress()
-        )
+        src = vqdistill.open_source(rows)
+        lesson = supervise(src, queries, teacher, DenseTeacher(src, tmp_path, 0, 1, Progress()))
         assert lesson.kind == teacher[:6]
         assert np.array_equal(lesson.relevance.top(1).docs, 4 * np.arange(len(queries)))
         vqdistill.compile(rows, tmp_path / teacher[:5], queries=queries, teacher=teacher, ram="4B/vec")

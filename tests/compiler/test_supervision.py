@@ -12,7 +12,7 @@ import vqdistill
 from tests.contracts import TeacherContract
 from vqdistill.compiler import index_teacher, supervision
 from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
-from vqdistill.compiler.supervision import Supervision, supervise
+from vqdistill.compiler.supervision import DenseTeacher, Supervision, follow, supervise, teacher_kind
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import CallableTeacher, ExactTeacher, ScoreTeacher, Teacher
@@ -27,11 +27,12 @@ QUERIES = (ROWS[::25] + 0.2 * RNG.standard_normal((Q, D))).astype(np.float32)
 
 
 def ask(place: Path, teacher: Any = "exact", **options: Any) -> Supervision:
-    given = {"metric": "cosine", "queries": QUERIES} | options
-    src = open_source(ROWS, metric=given.pop("metric"))
-    return supervise(
-        src, given.pop("queries"), teacher, cache=place / "cache", seed=0, threads=1, progress=Progress(), **given
-    )
+    """Supervision without an adapter in between; judgments alone teach unless `mix` says otherwise."""
+    given = {"metric": "cosine", "queries": QUERIES, "mix": 1.0} | options
+    src = open_source(ROWS, metric=given["metric"])
+    dense = DenseTeacher(src, place / "cache", 0, 1, Progress())
+    lesson = supervise(src, given["queries"], teacher, dense)
+    return lesson if lesson.dense else follow(lesson, dense, given["mix"], 40.0)
 
 
 @pytest.fixture
@@ -189,9 +190,9 @@ def test_graded_labels_train(tmp_path: Path, loss: str) -> None:
     (tmp_path / "qrels.txt").write_text("\n".join(lines))
     teacher = f"labels:{tmp_path / 'qrels.txt'}"
     report = vqdistill.compile(
-        ROWS, tmp_path / "a", queries=QUERIES, teacher=teacher, ram="8B/vec", loss=loss, threads=1
+        ROWS, tmp_path / "a", queries=QUERIES, teacher=teacher, ram="8B/vec", loss=loss, mix=1, threads=1
     )["report"]
-    assert report["loss"] == loss and report["teacher"] == {"kind": "labels"}
+    assert report["loss"] == loss and report["teacher"]["kind"] == "labels"
     assert all(stage["after"] > stage["before"] or not stage["kept"] for stage in report["stages"])
 
 
@@ -224,7 +225,7 @@ def test_a_function_is_given_row_numbers_of_the_first_documents(tmp_path: Path) 
         return [[float(q) - place for place in range(docs.shape[1])] for q in queries]
 
     lesson = ask(tmp_path, judge)
-    assert (lesson.teacher, lesson.dense) == ({"kind": "callable", "dense": {"kind": "exact"}}, False)
+    assert (lesson.teacher, lesson.dense) == ({"kind": "callable"}, False)
     exact = ExactTeacher(open_source(ROWS)).relevance(QUERIES, supervision.DEPTH)
     assert np.array_equal(np.concatenate([q for q, _ in calls]), np.arange(Q))
     assert np.array_equal(np.concatenate([d for _, d in calls]).ravel(), exact.docs)
@@ -282,15 +283,27 @@ def test_lists_of_different_lengths_are_judged_as_far_as_the_shortest() -> None:
     assert found.docs.tolist() == [3, 1, 5, 4] and found.counts.tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("mix", [0, -0.5, 1.5, float("nan"), "half", True])
+def test_dense_scores_alone_teach_beside_judgments(tmp_path: Path) -> None:
+    lesson = ask(tmp_path, write_scores(tmp_path), mix=0)
+    assert lesson.teacher == {"kind": "scores", "mix": 0, "dense": {"kind": "exact"}} and lesson.dense
+    np.testing.assert_array_equal(lesson.relevance.docs, ask(tmp_path).relevance.docs)
+
+
+@pytest.mark.parametrize("mix", [-0.5, 1.5, float("nan"), "half", True])
 def test_no_share(mix: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match="mix must be above 0 and at most 1, got"):
-        ask(tmp_path, write_scores(tmp_path), mix=mix)
+    with pytest.raises(InvalidInput, match=r"mix must be in 0\.\.1, got"):
+        vqdistill.compile(ROWS, tmp_path / "a", queries=QUERIES, teacher=write_scores(tmp_path), mix=mix)
 
 
 def test_nothing_to_mix_with(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"mix 0.5 needs a teacher besides the dense one"):
-        ask(tmp_path, mix=0.5)
+        vqdistill.compile(ROWS, tmp_path / "a", queries=QUERIES, mix=0.5)
+    assert [teacher_kind(t) for t in ("exact", "scores:a", "labels:b", lambda q, d: d)] == [
+        "exact",
+        "scores",
+        "labels",
+        "callable",
+    ]
 
 
 def test_a_function_needs_learn_queries(tmp_path: Path) -> None:

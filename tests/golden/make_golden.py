@@ -23,6 +23,7 @@ from vqdistill.index.spec import VERSION  # noqa: E402
 from vqdistill.index.writer import IndexWriter  # noqa: E402
 from vqdistill.model.adapter import QueryAdapter  # noqa: E402
 from vqdistill.model.ivfpq import IvfPqModel  # noqa: E402
+from vqdistill.model.space import Space  # noqa: E402
 from vqdistill.types import Codes, Metric  # noqa: E402
 
 N, D, NLIST, M = 50, 8, 4, 4
@@ -58,6 +59,9 @@ def make_model() -> IvfPqModel:
         rotation=np.empty((0, D), dtype=np.float32),
         codewords=numbers(M, 16, D, seed=4),
         doc_codewords=numbers(M, 16, D, seed=7),
+        space=Space.of_forward(
+            np.eye(D, dtype=np.float32) + np.eye(D, k=1, dtype=np.float32).T / 4 + np.eye(D, k=1, dtype=np.float32) / 4
+        ),
         query_adapter=make_adapter(6, seed=8),
         verify_adapter=make_adapter(3, seed=11),
     )
@@ -71,8 +75,10 @@ def make_adapter(units: int, seed: int) -> QueryAdapter:
 
 def make_codes(model: IvfPqModel, x: np.ndarray) -> Codes:
     """Encode greedily: the nearest row of `coarse`, then of each codebook the codeword nearest to what is left."""
-    lists = ((x[:, None] - model.coarse) ** 2).sum(axis=2).argmin(axis=1)
-    rest, codes = x - model.coarse[lists], np.zeros((len(x), M), np.uint8)
+    assert model.space is not None
+    docs, coarse = x @ model.space.forward, model.coarse @ model.space.forward
+    lists = ((docs[:, None] - coarse) ** 2).sum(axis=2).argmin(axis=1)
+    rest, codes = docs - coarse[lists], np.zeros((len(x), M), np.uint8)
     for j, words in enumerate(model.doc_codewords):
         codes[:, j] = ((rest[:, None] - words) ** 2).sum(axis=2).argmin(axis=1)
         rest = rest - words[codes[:, j]]

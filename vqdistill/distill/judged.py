@@ -156,9 +156,9 @@ class HardSampler:
         with np.errstate(divide="ignore"):
             teacher = np.log(judged.targets[picked])
         return Batch(
-            picked,
             judged.queries[picked],
             np.concatenate([np.maximum(own, 0), np.broadcast_to(shared, repeats.shape)], axis=1),
             np.concatenate([teacher, np.full(repeats.shape, -np.inf, np.float32)], axis=1),
             np.concatenate([own >= 0, ~repeats], axis=1),
+            picked,
         )
