@@ -1,4 +1,4 @@
-# make demo | test | lint | format | build | sample | quality | fuzz | neon | sanitize | clean
+# make demo | test | lint | format | build | sample | quality | ablate | fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -45,6 +45,10 @@ sample: build
 # What has a stored result is only printed.
 quality: build
 	$(BIN)/python bench/quality.py $(DATASETS) --queries learn none
+
+ablate: build
+	$(BIN)/python bench/ablate.py $(DATASETS)
+	$(BIN)/python bench/ablate.py --table --write docs/ABLATION.md
 
 # Every CPU level that this machine runs against the scalar one, on random calls.
 fuzz: build/fuzz_kernels
