@@ -25,7 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from measuring import CANDIDATES, RESULTS, K, markdown, stored
+from measuring import CANDIDATES, RESULTS, K, line, markdown, stored
 
 from vqdistill.compiler.build import build, search_policy
 from vqdistill.compiler.passes import plan as make_plan
@@ -217,7 +217,7 @@ def main() -> None:
             for variant in (variant for variant in VARIANTS if variant.group in options.group):
                 path = options.results / "ablate" / f"{dataset.stem}-{ram}-{variant.stem}.json"
                 run = partial(in_fresh_process, dataset, ram, variant, options.cache, options.threads)
-                print(f"| {' | '.join(row(stored(path, run)))} |", flush=True)
+                print(line(row(stored(path, run))), flush=True)
 
 
 if __name__ == "__main__":
