@@ -35,7 +35,7 @@ from vqdistill.types import Block
 
 F32 = npt.NDArray[np.float32]
 NBITS = 4
-LEAD = {None: 10.0, "mean": 3.0, "anisotropic": 3.0}
+LEAD = {None: 10.0} | dict.fromkeys(VARIANTS, 3.0)
 """Points of R10@100 that ours are to be ahead of the best of theirs, by variant."""
 _BLOCK = 16_384
 """Rows encoded or decoded at a time."""
