@@ -1,8 +1,9 @@
-# make demo | test | lint | format | build | sample | fuzz | neon | sanitize | clean
+# make demo | test | lint | format | build | sample | quality | ablate | fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE ?= ../shared/data/debian.h5
+DATASETS ?= ../shared/data/debian.h5 ../shared/data/pypi200k-int8.h5
 JOBS ?= 2
 # Of the fuzzing: how many blocks of codes to compare, and from which seed.
 BLOCKS ?= 10000000
@@ -11,7 +12,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -40,6 +41,14 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp
 
 sample: build
 	$(BIN)/python bench/make_sample.py $(SOURCE) data/debian-sample.h5
+
+# What has a stored result is only printed.
+quality: build
+	$(BIN)/python bench/quality.py $(DATASETS) --queries learn none
+
+ablate: build
+	$(BIN)/python bench/ablate.py $(DATASETS)
+	$(BIN)/python bench/ablate.py --table --write docs/ABLATION.md
 
 # Every CPU level that this machine runs against the scalar one, on random calls.
 fuzz: build/fuzz_kernels

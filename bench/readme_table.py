@@ -8,34 +8,13 @@ Each run is stored as bench/results/<dataset>-<bytes>-<codebooks>.json and is no
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import subprocess
-import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import vqdistill
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def run(*arguments: str) -> dict[str, Any]:
-    """Run one command of the command line; return its JSON with seconds and peak memory of the process."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "vqdistill", *arguments, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        text = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"failed: {' '.join(command)}")
-    seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
-    return {"command": arguments, "seconds": seconds, "peak_rss_bytes": peak, "output": json.loads(text)}
+from measuring import RESULTS, every_list, run, stored
 
 
 def measure(dataset: Path, ram: int, distilled: bool, threads: int) -> dict[str, Any]:
@@ -45,15 +24,11 @@ def measure(dataset: Path, ram: int, distilled: bool, threads: int) -> dict[str,
         options = ["--metric", "cosine", "--ram", f"{ram}B/vec", "--threads", str(threads)]
         compiled = run("compile", str(dataset), "-o", index, *options, *([] if distilled else ["--no-distill"]))
         probed = run("eval", index, str(dataset), "-k", "10", "--refine", "100")
-        exhaustive = run("eval", index, str(dataset), "-k", "10", "--nprobe", "all", "--refine", "100")
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+        exhaustive = every_list(index, dataset)
     return {
         "dataset": dataset.stem,
         "ram_bytes_per_vector": ram,
         "distilled": distilled,
-        "version": vqdistill.__version__,
-        "python": platform.python_version(),
-        "machine": machine,
         "compile": compiled,
         "eval": probed,
         "eval_all_lists": exhaustive,
@@ -93,16 +68,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.results.mkdir(parents=True, exist_ok=True)
     rows = []
     for dataset in options.datasets:
         for ram in options.ram:
             for distilled in (False, True):
-                stored = options.results / f"{dataset.stem}-{ram}-{'distilled' if distilled else 'start'}.json"
-                if not stored.exists():
-                    result = measure(dataset, ram, distilled, options.threads)
-                    stored.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-                rows.append(row(json.loads(stored.read_text())))
+                path = options.results / f"{dataset.stem}-{ram}-{'distilled' if distilled else 'start'}.json"
+                result = stored(path, partial(measure, dataset, ram, distilled, options.threads))
+                rows.append(row(result))
     print(HEADER, *rows, sep="\n")
 
 

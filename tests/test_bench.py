@@ -1,0 +1,108 @@
+"""What benches compute by themselves; their runs are long and are not tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ablate
+import guards
+import h5py
+import measuring
+import numpy as np
+import pytest
+import variants
+
+from vqdistill.config import LOSSES, SAMPLERS, STAGES
+from vqdistill.data.relevance import Relevance
+
+LISTS = Relevance(np.array([0, 3, 3, 5]), np.array([4, 0, 7, 2, 4]), np.array([0.9, 0.5, 0.1, 0.8, 0.7], np.float32))
+
+
+def test_exchanged_documents_are_others_with_the_scores_of_their_lists() -> None:
+    docs, scores = guards.exchange_documents(LISTS, 1000, np.random.default_rng(0))
+    assert np.array_equal(scores, LISTS.scores)
+    assert docs[0] == docs[4]  # a document that two lists share stays one
+    assert len(np.unique(docs)) == 4 and docs.max() < 1000
+    assert not np.isin(docs, LISTS.docs).any()
+
+
+def test_shuffled_scores_stay_in_their_list() -> None:
+    rng = np.random.default_rng(0)
+    firsts = set()
+    for _ in range(20):
+        docs, scores = guards.shuffle_scores(LISTS, 8, rng)
+        assert np.array_equal(docs, LISTS.docs)
+        for begin, end in ((0, 3), (3, 5)):
+            assert sorted(scores[begin:end]) == sorted(LISTS.scores[begin:end])
+        firsts.add(float(scores[0]))
+    assert len(firsts) == 3
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(1)
+    path = tmp_path / "small.h5"
+    with h5py.File(path, "w") as file:
+        for name, n in (("train", 300), ("test", 7), ("learn_queries", 20)):
+            file[name] = rng.standard_normal((n, 16), dtype=np.float32)
+    return path
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_a_variant_has_unit_rows_and_their_exact_neighbours(variant: str, dataset: Path, tmp_path: Path) -> None:
+    variants.write_variant(dataset, variant, tmp_path / "out.h5")
+    with h5py.File(tmp_path / "out.h5") as file:
+        assert {len(file[name]) for name in ("train", "test", "learn_queries")} == {300, 7, 20}
+        train, test = file["train"][:].astype(float), file["test"][:].astype(float)
+        neighbors, distances = file["neighbors"][:], file["distances"][:]
+    assert np.allclose(np.linalg.norm(train, axis=1), 1) and np.allclose(np.linalg.norm(test, axis=1), 1)
+    exact = 1 - test @ train.T
+    assert np.allclose(distances, np.sort(exact, axis=1)[:, :100], atol=1e-6)
+    assert np.allclose(np.take_along_axis(exact, neighbors, axis=1), distances, atol=1e-6)
+
+
+def test_documents_get_one_mean_and_all_queries_another(dataset: Path) -> None:
+    parts = variants.read_parts(dataset)
+    moved = variants.with_mean(parts, np.random.default_rng(0))
+    shifts = {name: moved[name] - parts[name] for name in parts}
+    for shift in shifts.values():
+        assert np.allclose(shift, shift[0], atol=1e-6)
+        assert np.linalg.norm(shift[0]) == pytest.approx(variants.MEAN_NORM, rel=1e-5)
+    assert np.allclose(shifts["test"][0], shifts["learn_queries"][0], atol=1e-6)
+    assert not np.allclose(shifts["test"][0], shifts["train"][0], atol=0.1)
+
+
+def test_the_map_has_its_condition_number() -> None:
+    parts = {"train": np.eye(16, dtype=np.float32)}
+    for spaced in (np.linspace, np.geomspace):
+        a = variants.anisotropic(parts, np.random.default_rng(0), spaced)["train"].astype(float)
+        assert np.linalg.cond(a) == pytest.approx(variants.CONDITION, rel=1e-3)
+
+
+def test_a_stored_run_is_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "run.json"
+    assert measuring.stored(path, lambda: {"figure": 1})["figure"] == 1
+    assert measuring.stored(path, lambda: {"figure": 2})["figure"] == 1
+
+
+def test_every_stage_loss_and_sampler_has_a_run_of_its_own() -> None:
+    names = [variant.name for variant in ablate.VARIANTS]
+    assert len({variant.stem for variant in ablate.VARIANTS}) == len(names)
+    assert {f"without {stage}" for stage in STAGES} | {f"only {stage}" for stage in STAGES} <= set(names)
+    assert {v.change.get("loss", "listnet") for v in ablate.VARIANTS} == set(LOSSES)
+    assert {v.change.get("sampler", "topk") for v in ablate.VARIANTS} == set(SAMPLERS)
+
+
+def test_a_table_replaces_only_what_is_between_its_markers() -> None:
+    text = f"above\n\n{ablate.BEGIN}\n\nold\n\n{ablate.END}\n\nbelow\n"
+    once = ablate.with_block(text, "new")
+    assert once == text.replace("old", "new") == ablate.with_block(once, "new")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ablate.BEGIN, ablate.END + ablate.BEGIN, 2 * (ablate.BEGIN + ablate.END), ablate.BEGIN + 2 * ablate.END],
+)
+def test_a_document_without_clear_markers_is_refused(text: str) -> None:
+    with pytest.raises(SystemExit, match="must have one line"):
+        ablate.with_block(text, "new")
