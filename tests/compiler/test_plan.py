@@ -109,6 +109,7 @@ def sizes_by_hand(n: int, d: int, model: IvfPqConfig) -> dict[str, int]:
         "rotation": 0 if model.codes == "additive" else 4 * m * dsub * d,
         "codewords": item * m * 16 * dsub,
         "doc_codewords": 4 * m * 16 * dsub,
+        "doc_space": 4 * d * d if model.codes == "additive" else 0,
         "mean": 4 * d,
         "rows": 8 * n,
     }
