@@ -550,7 +550,7 @@ public:
           d_(in_range("d", d, 1, PY_SSIZE_T_MAX)),
           tier_(make_tier(fd, map_, offset, dtype, d_, io)),
           scratch_(in_range("depth", depth, 1, 4096)) {
-        if (!tier_.available()) refuse("dtype", "one of f32, f16, i8", dtype);
+        if (!tier_.available()) refuse("dtype", "one of f32, f16, bf16, i8", dtype);
     }
 
     py::tuple rerank(const std::string& metric, const py::object& queries, const py::object& positions) {

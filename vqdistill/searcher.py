@@ -125,7 +125,8 @@ class Searcher:
         """
         params = SearchParams(nprobe=nprobe, coverage=coverage, threads=threads, timeout_s=timeout_s)
         manifest = self.reader.manifest
-        if not isinstance(threshold, (int, float, np.floating)) or not math.isfinite(threshold):
+        number = isinstance(threshold, (int, float, np.integer, np.floating)) and not isinstance(threshold, bool)
+        if not number or not math.isfinite(threshold):
             raise InvalidInput(f"threshold must be a finite number, got {threshold!r}")
         if verify and manifest.dense == "none":
             raise InvalidInput("verify must be False for an index without dense rows, got True")

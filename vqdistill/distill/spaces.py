@@ -16,7 +16,7 @@ SHARES = (0.1, 0.3)
 encoders with a common mean gain up to 0.5, most of it by 0.1."""
 _DEPTH = 20
 """Teacher ranks at which errors are looked at: about where candidates are won or lost."""
-_ROWS = 16_384
+_ROWS = 8_192
 """Rows that each candidate is tried on."""
 
 

@@ -52,8 +52,8 @@ def prepare_allow(reader: IndexReader, allow: Any) -> Allow:
         if wanted.shape != (manifest.n,):
             raise InvalidInput(f"allow must be a mask of {manifest.n} rows, got shape {wanted.shape}")
         return _by_position(reader, lambda positions: wanted[reader.rows_of(positions)])
-    keys = _checked_ids(wanted, manifest.ids)
-    return _by_position(reader, lambda positions: np.isin(reader.ids_of(positions), keys))
+    keys = np.unique(_checked_ids(wanted, manifest.ids))
+    return _by_position(reader, lambda positions: _in_sorted(reader.ids_of(positions), keys))
 
 
 def _checked_ids(ids: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
@@ -62,6 +62,12 @@ def _checked_ids(ids: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
         return ids if ids.size else np.zeros(0, np.str_ if kind == "str" else np.int64)
     name = "strings" if kind == "str" else "integers"
     raise InvalidInput(f"allow must be a mask of rows or a list of ids, which are {name}, got {ids.shape} {ids.dtype}")
+
+
+def _in_sorted(ids: npt.NDArray[Any], keys: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if not keys.size:
+        return np.zeros(len(ids), np.bool_)
+    return np.asarray(keys[np.minimum(np.searchsorted(keys, ids), len(keys) - 1)] == ids)
 
 
 def _by_position(reader: IndexReader, allowed: Any) -> Allow:
