@@ -177,7 +177,9 @@ def test_the_loss_is_the_cross_entropy_of_dense_scores(metric: Metric) -> None:
     teacher = np.log(np.array([[0.25, 0.75, 0, 0], [1, 0, 0, 0]]) + 1e-30).astype(np.float32)
     teacher[teacher < -60] = -np.inf
     real = np.array([[True, True, True, False], [True, False, True, True]])
-    found = Network(queries, 2, False, 0).loss(Batch(queries, docs, teacher, real, np.arange(len(queries))), corpus, 0.5)
+    found = Network(queries, 2, False, 0).loss(
+        Batch(queries, docs, teacher, real, np.arange(len(queries))), corpus, 0.5
+    )
     scores = np.concatenate([corpus.scores(q[None], d) for q, d in zip(queries, docs, strict=True)]) / 0.5
     log_p = scores - np.log(np.exp(np.where(real, scores, -np.inf)).sum(axis=1, keepdims=True))
     wanted = -(0.25 * log_p[0, 0] + 0.75 * log_p[0, 1] + log_p[1, 0]) / 2

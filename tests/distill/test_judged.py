@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vqdistill.data.relevance import Relevance
+from vqdistill.data.temperature import effective_lengths
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
-from vqdistill.distill.losses import effective_length
 
 QUERIES = np.eye(3, 4, dtype=np.float32)
 GRADES = Relevance.from_lists([[7, 2, 5], [4], [1, 9]], [[1.0, 3.0, 2.0], [2.0], [1.0, 1.0]])
@@ -41,7 +41,7 @@ def test_pair_scores_count_by_their_differences_within_a_query() -> None:
     again = JudgedQueries.from_relevance(QUERIES, shifted, scored=True, length=1.5)
     assert again.targets == pytest.approx(found.targets, abs=1e-4) and again.gains == pytest.approx(found.gains)
     with np.errstate(divide="ignore"):
-        assert effective_length(np.log(found.targets), 1.0) == pytest.approx(1.5, abs=0.01)
+        assert effective_lengths(np.log(found.targets), 1.0).mean() == pytest.approx(1.5, abs=0.01)
 
 
 def test_ndcg_of_a_ranking() -> None:

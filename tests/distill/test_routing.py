@@ -13,7 +13,7 @@ from tests.distill.support import DEPTH, Task
 from vqdistill.config import DistillConfig
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
-from vqdistill.distill.held_out import TOP, HeldOut, route_scores
+from vqdistill.distill.held_out import TOP, HeldOut, route_scores, surely_better
 from vqdistill.distill.routing import (
     COVERAGES,
     LearnedRouter,
@@ -68,9 +68,9 @@ def learn(task: Task, config: DistillConfig = QUICK, seed: int = 0) -> tuple[Coa
 @pytest.mark.parametrize("metric", list(Metric))
 def test_router_learns_queries_that_are_not_distributed_like_rows(shifted: dict[Metric, Task], metric: Metric) -> None:
     coarse, judge, learned = learn(shifted[metric])
-    assert learned.before == judge.route_recall(coarse.centroids, coarse.lists)
-    assert learned.after == judge.route_recall(learned.router, coarse.lists)
-    assert learned.after > learned.before + 0.005
+    assert np.array_equal(learned.before, judge.route_recalls(coarse.centroids, coarse.lists))
+    assert np.array_equal(learned.after, judge.route_recalls(learned.router, coarse.lists))
+    assert learned.after.mean() > learned.before.mean() + 0.005
     assert learned.router.shape == (NLIST, 16) and learned.router.dtype == np.float32
 
 
@@ -84,8 +84,8 @@ def test_router_is_never_worse_than_its_start(tasks: dict[Metric, Task], metric:
     wrong = replace(train, docs=np.roll(train.docs, 7, axis=0))
     config = replace(QUICK, router_rate=rate)
     learned = learn_router(coarse.centroids, wrong, coarse.lists, judge, config, np.random.default_rng(0))
-    assert learned.after >= learned.before
-    if learned.after == learned.before:
+    assert learned.after.mean() >= learned.before.mean()
+    if not surely_better(learned.before, learned.after):
         assert np.array_equal(learned.router, coarse.centroids)
 
 
@@ -119,7 +119,7 @@ def test_few_queries_stay_near_the_start(tasks: dict[Metric, Task], queries: int
     few = TeacherLists(train.queries[:queries], train.docs[:queries], train.scores[:queries])
     coarse = train_coarse(judge.corpus.x, NLIST, 0)
     learned = learn_router(coarse.centroids, few, coarse.lists, judge, QUICK, np.random.default_rng(0))
-    assert learned.after >= learned.before
+    assert learned.after.mean() >= learned.before.mean()
     assert np.isfinite(learned.router).all()
 
 
@@ -237,6 +237,6 @@ def test_held_out_queries_choose_the_lists(tasks: dict[Metric, Task], metric: Me
     known = np.arange(len(train.queries))
     terms = QueryTerms.from_relevance(train.queries, task.relevance.select(known), task.src.n)
     chosen, before, after = choose_lists(plain, terms.take(np.arange(task.src.n)), judge, 0)
-    assert before == judge.route_recall(plain.centroids, plain.lists)
-    assert (chosen is plain) == (after <= before)
-    assert judge.route_recall(chosen.centroids, chosen.lists) == max(before, after)
+    assert np.array_equal(before, judge.route_recalls(plain.centroids, plain.lists))
+    assert (chosen is plain) != surely_better(before, after)
+    assert np.array_equal(judge.route_recalls(chosen.centroids, chosen.lists), before if chosen is plain else after)

@@ -80,12 +80,17 @@ def encode(judge: HeldOut, model: IvfPqModel) -> Codes:
     return model.encode(judge.corpus.x, terms, list_terms)
 
 
+def emitted(stage: dict[str, Any]) -> float:
+    """Held-out recall of what a stage passes on."""
+    return float(stage["after"] if stage["kept"] else stage["before"])
+
+
 def recall(judge: HeldOut, model: IvfPqModel, distiller: Distiller) -> float:
-    return judge.code_recall(model, encode(judge, model))
+    return float(judge.code_recalls(model, encode(judge, model)).mean())
 
 
 def route_recall(judge: HeldOut, model: IvfPqModel) -> float:
-    return judge.route_recall(model.router, encode(judge, model).lists)
+    return float(judge.route_recalls(model.router, encode(judge, model).lists).mean())
 
 
 def same(a: IvfPqModel, b: IvfPqModel) -> bool:
@@ -131,14 +136,13 @@ def test_report_tells_what_can_be_measured_again(
     own = ["codes for queries", "tables"] if codes == "additive" else ["codes"]
     assert names == ["lists", *own, "router"]
     for stage in report["stages"]:
-        assert stage["after"] >= stage["before"] or not stage["kept"]
-        assert stage["kept"] == (stage["after"] > stage["before"])
+        assert stage["after"] > stage["before"] or not stage["kept"]
     assert report["start"]["residual"] == model.residual
     starts = report["start"]["recall"]
     assert report["stages"][1]["before"] == pytest.approx(max(starts.values()))
-    assert report["stages"][-2]["after"] == pytest.approx(recall(judge, model, distiller))
+    assert emitted(report["stages"][-2]) == pytest.approx(recall(judge, model, distiller))
     coded = encode(judge, model)
-    assert report["stages"][-1]["after"] == pytest.approx(judge.route_recall(model.router, coded.lists))
+    assert emitted(report["stages"][-1]) == pytest.approx(judge.route_recalls(model.router, coded.lists).mean())
     assert report["routing"]["ladder"] == calibrate_lift(
         model.router, report["routing"]["temperature"], coded.lists, judge
     )
@@ -162,10 +166,10 @@ def test_product_codes_try_both_bases_and_keep_the_better(tasks: dict[Metric, Ta
 
 @pytest.fixture(scope="module")
 def real() -> tuple[Task, HeldOut]:
-    """2,000 rows of the sample with 400 learn queries, and all test queries as a judge of their own."""
+    """2,000 rows of the sample with 800 learn queries, and all test queries as a judge of their own."""
     with h5py.File(SAMPLE) as file:
         src = open_source(file["train"][:2000].astype(np.float32), metric="cosine")
-        learn, test = (query_rows(file[name][:400].astype(np.float32), src) for name in ("learn_queries", "test"))
+        learn, test = (query_rows(file[name][:800].astype(np.float32), src) for name in ("learn_queries", "test"))
     teacher = ExactTeacher(src)
     lists = TeacherLists.from_relevance(test, teacher.relevance(test, 10), 10)
     task = Task(src, learn, teacher.relevance(learn, 100))
@@ -420,7 +424,7 @@ def test_every_loss_trains(tasks: dict[Metric, Task], loss: str, codes: str, mon
     assert np.mean(values[-5:]) < np.mean(values[:5])
     (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
     assert stage["after"] >= stage["before"]
-    assert recall(judge, model, distiller) == pytest.approx(stage["after"])
+    assert recall(judge, model, distiller) == pytest.approx(emitted(stage))
 
 
 @pytest.mark.parametrize("codes", ["pq", "additive"])
@@ -438,7 +442,7 @@ def test_every_sampler_trains(tasks: dict[Metric, Task], options: dict[str, Any]
     (stage,) = (stage for stage in distiller.report["stages"] if stage["stage"] in ("tables", "codes"))
     assert stage["after"] >= stage["before"]
     plain = Distiller(shape(codes), QUICK)
-    assert (options == {"sampler": "topk"}) == same(model, fit(plain, task))
+    assert (options == {"sampler": "topk"} or not stage["kept"]) == same(model, fit(plain, task))
 
 
 @pytest.mark.parametrize("sampler", config.SAMPLERS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqdistill.config import DistillConfig
-from vqdistill.distill.held_out import TOP, HeldOut, route_scores
+from vqdistill.distill.held_out import TOP, HeldOut, route_scores, surely_better
 from vqdistill.distill.losses import cross_entropy
 from vqdistill.distill.samplers import TeacherLists
 from vqdistill.model.additive import RowTerms
@@ -36,7 +36,7 @@ _SCALE_QUERIES = 1024
 _QUERIES_AT_ONCE = 256
 
 
-def choose_lists(plain: Coarse, terms: RowTerms, judge: HeldOut, seed: int) -> tuple[Coarse, float, float]:
+def choose_lists(plain: Coarse, terms: RowTerms, judge: HeldOut, seed: int) -> tuple[Coarse, F64, F64]:
     """Cluster the rows anew, drawn together by their queries, and let the held-out queries choose.
 
     Parameters
@@ -46,11 +46,11 @@ def choose_lists(plain: Coarse, terms: RowTerms, judge: HeldOut, seed: int) -> t
 
     Returns
     -------
-    The lists that route held-out queries better by their centroids, and `route_recall` of the plain and the new ones.
+    The lists that route held-out queries better by their centroids, and `route_recalls` of the plain and the new ones.
     """
     shaped = train_query_coarse(judge.corpus.x, terms, len(plain.centroids), seed)
-    before, after = (judge.route_recall(coarse.centroids, coarse.lists) for coarse in (plain, shaped))
-    return shaped if after > before else plain, before, after
+    before, after = (judge.route_recalls(coarse.centroids, coarse.lists) for coarse in (plain, shaped))
+    return shaped if surely_better(before, after) else plain, before, after
 
 
 def temperature_of(router: F32Rows, metric: Metric, queries: F32Rows) -> float:
@@ -137,10 +137,10 @@ class LearnedRouter:
     """(nlist, d)"""
     temperature: float
     """That it was trained at, and `lifts` needs."""
-    before: float
-    """`route_recall` of the start"""
-    after: float
-    """`route_recall` of `router`; the start is kept if nothing is better."""
+    before: F64
+    """`route_recalls` of the start"""
+    after: F64
+    """`route_recalls` of the best router seen; the start is kept if that is not surely better."""
 
 
 def learn_router(
@@ -161,17 +161,18 @@ def learn_router(
     """
     metric = judge.corpus.metric
     temperature = temperature_of(start, metric, train.queries)
-    before = judge.route_recall(start, row_lists)
+    before = judge.route_recalls(start, row_lists)
     best, misses = LearnedRouter(start, temperature, before, before), 0
     targets = RouteTargets.from_teacher(train, row_lists)
     for router in train_router(start, targets, metric, temperature, config, rng):
-        value = judge.route_recall(router, row_lists)
-        misses = 0 if value > best.after else misses + 1
-        if value > best.after:
+        value = judge.route_recalls(router, row_lists)
+        gained = value.mean() > best.after.mean()
+        misses = 0 if gained else misses + 1
+        if gained:
             best = replace(best, router=router, after=value)
         if misses == config.patience:
             break
-    return best
+    return best if surely_better(before, best.after) else replace(best, router=start)
 
 
 def lifts(scores: F32Rows, temperature: float, shares: F64) -> F64:

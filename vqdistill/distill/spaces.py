@@ -16,6 +16,8 @@ SHARES = (0.1, 0.3)
 encoders with a common mean gain up to 0.5, most of it by 0.1."""
 _DEPTH = 20
 """Teacher ranks at which errors are looked at: about where candidates are won or lost."""
+_MOST_CODEBOOKS = 32
+"""Codebooks that each candidate is tried with: more take longer to say the same."""
 _ROWS = 8_192
 """Rows that each candidate is tried on."""
 
@@ -38,7 +40,7 @@ def choose_space(judge: HeldOut, queries: F32Rows, m: int, seed: int) -> tuple[S
     spaces |= {f"sphering {share}": sphering(queries, share) for share in SHARES}
     spaces["isotropy"] = isotropy(judge.corpus.x)
     rows = _sample(judge, np.random.default_rng([seed, 6]))
-    errors = {name: _score_error(judge, rows, space, m, seed) for name, space in spaces.items()}
+    errors = {name: _score_error(judge, rows, space, min(m, _MOST_CODEBOOKS), seed) for name, space in spaces.items()}
     best = min(errors, key=lambda name: errors[name])
     return spaces[best], errors
 

@@ -18,7 +18,7 @@ from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.temperature import calibrate_temperature, calibrate_temperatures
 from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
-from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split
+from vqdistill.distill.held_out import F64, FEWEST_QUERIES, HeldOut, split, surely_better
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
 from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
@@ -54,16 +54,16 @@ class _Lesson:
         return Codes(self.coarse.lists, model.quantize(self.corpus.x, self.coarse.lists, terms))
 
     def in_rows_space(self, space: Space | None) -> _Lesson:
-        """The lesson in the rows' own coordinates, if this one is in those of `space`."""
+        """The lesson in the rows' own coordinates, if this one is in those of `space`; moves the rows of both."""
         if space is None:
             return self
-        corpus = Corpus(space.queries(self.corpus.x), self.corpus.metric)
+        space.queries(self.corpus.x, out=self.corpus.x)
         train, held = (replace(x, queries=space.docs(x.queries)) for x in (self.train, self.judge.lists))
-        return replace(self, corpus=corpus, train=train, judge=replace(self.judge, corpus=corpus, lists=held))
+        return replace(self, train=train, judge=replace(self.judge, lists=held))
 
-    def own_recall(self, model: IvfPqModel) -> float:
-        """Held-out recall of the codes that the model itself gives the rows."""
-        return self.judge.code_recall(model, self.encode(model))
+    def own_recalls(self, model: IvfPqModel) -> F64:
+        """Held-out recalls of the codes that the model itself gives the rows."""
+        return self.judge.code_recalls(model, self.encode(model))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Stage:
     name: str
     rates: dict[str, float]
     loss: Callable[[Batch, Objective], Tensor]
-    measure: Callable[[IvfPqModel], float]
+    measure: Callable[[IvfPqModel], F64]
 
 
 @dataclass
@@ -161,7 +161,9 @@ class Distiller:
         space = self._space(corpus, queries, local, train, held)
         moved = queries
         if space is not None:
-            corpus, moved = Corpus(space.docs(corpus.x), src.metric), space.queries(queries)
+            # In place, here and on the way back: the rows are most of what training holds in memory.
+            space.docs(corpus.x, out=corpus.x)
+            moved = space.queries(queries)
         lists = [self._lists(moved, local, part) for part in (train, held)]
         judge = HeldOut(corpus, lists[1], self.threads)
         terms = None
@@ -254,7 +256,7 @@ class Distiller:
             with self.progress.stage(f"codebooks ({name})", len(corpus.x)) as stage:
                 model = train(corpus.x, lesson.coarse, self.model, corpus.metric, residual=residual)
                 codes = lesson.encode(model)
-                tried[name] = judge.code_recall(model, codes) if judge.usable else None
+                tried[name] = float(judge.code_recalls(model, codes).mean()) if judge.usable else None
                 stage.advance(len(corpus.x))
             value = tried[name] or 0.0
             if best is None or value > best[0]:
@@ -326,22 +328,22 @@ class Distiller:
         with self.progress.stage("additive codes for the queries", len(rows)) as stage:
             model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed)
             served = lesson.encode(model, own)
-            before, after = lesson.judge.code_recall(start, codes), lesson.judge.code_recall(model, served)
+            before, after = lesson.judge.code_recalls(start, codes), lesson.judge.code_recalls(model, served)
             stage.advance(len(rows))
-        self._note("codes for queries", before, after)
-        return (replace(model, terms=terms), served) if after > before else (start, codes)
+        kept = self._note("codes for queries", before, after)
+        return (replace(model, terms=terms), served) if kept else (start, codes)
 
     def _codes_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
         """Additive codes are frozen and only the tables learned; product codes follow their codewords."""
         config = self.config
         if not student.additive:
             rates = {"rotation": config.rotation_rate, "codewords": config.codewords_rate}
-            return _Stage("codes", rates, student.codes_loss, lesson.own_recall)
+            return _Stage("codes", rates, student.codes_loss, lesson.own_recalls)
         return _Stage(
             "tables",
             {"codewords": config.tables_rate},
             lambda batch, objective: student.codes_loss(batch, objective, codes.codes),
-            lambda model: lesson.judge.code_recall(model, codes),
+            lambda model: lesson.judge.code_recalls(model, codes),
         )
 
     def _route(self, model: IvfPqModel, lesson: _Lesson, rng: np.random.Generator) -> IvfPqModel:
@@ -385,8 +387,8 @@ class Distiller:
         config = self.config
         optimiser = torch.optim.Adam(list(student.groups(stage.rates)))
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-        best = student.model()
-        start = best_value = stage.measure(best)
+        start = best = student.model()
+        first = best_values = stage.measure(best)
         misses = 0
         with self.progress.stage(f"distil {stage.name}", config.steps, "steps") as bar:
             for step in range(1, config.steps + 1):
@@ -398,20 +400,25 @@ class Distiller:
                 if step % config.eval_every:
                     continue
                 model = student.model()
-                value = stage.measure(model)
-                _log.info("distil %s: step %d, held-out %.4f (start %.4f)", stage.name, step, value, start)
-                misses = 0 if value > best_value else misses + 1
-                if value > best_value:
-                    best, best_value = model, value
+                values = stage.measure(model)
+                _log.info(
+                    "distil %s: step %d, held-out %.4f (start %.4f)", stage.name, step, values.mean(), first.mean()
+                )
+                gained = values.mean() > best_values.mean()
+                misses = 0 if gained else misses + 1
+                if gained:
+                    best, best_values = model, values
                 if misses == config.patience:
                     break
-        self._note(stage.name, start, best_value)
-        return best
+        return best if self._note(stage.name, first, best_values) else start
 
-    def _note(self, stage: str, before: float, after: float) -> None:
+    def _note(self, stage: str, before: F64, after: F64) -> bool:
+        """Report what a stage brought the held-out queries, and say whether that is enough to keep it."""
+        kept = surely_better(before, after)
         self.report.setdefault("stages", []).append(
-            {"stage": stage, "before": before, "after": after, "kept": after > before}
+            {"stage": stage, "before": float(before.mean()), "after": float(after.mean()), "kept": kept}
         )
+        return kept
 
 
 def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -37,9 +37,17 @@ def training_threads(threads: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-def matmul_t(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return a (n, d) @ b (k, d).T as float32, in tiles of rows over Numba's number of threads."""
-    out = np.empty((len(a), len(b)), np.float32)
+def matmul_t(
+    a: npt.NDArray[np.float32], b: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Return a (n, d) @ b (k, d).T as float32, in tiles of rows over Numba's number of threads.
+
+    Parameters
+    ----------
+    out : (n, k) float32 that the product is written to, may be `a` itself if k = d; None = a new array
+    """
+    if out is None:
+        out = np.empty((len(a), len(b)), np.float32)
     starts = range(0, len(a), _TILE_ROWS)
 
     def tile(at: int) -> None:

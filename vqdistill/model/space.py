@@ -60,13 +60,13 @@ class Space:
             )
         return cls(forward, _symmetric(np.linalg.inv(forward.astype(np.float64))))
 
-    def docs(self, x: F32Rows) -> F32Rows:
-        """Documents (n, d) in this space."""
-        return matmul_t(x, self.forward)
+    def docs(self, x: F32Rows, out: F32Rows | None = None) -> F32Rows:
+        """Documents (n, d) in this space; `out` may be `x`."""
+        return matmul_t(x, self.forward, out)
 
-    def queries(self, q: F32Rows) -> F32Rows:
-        """Queries (q, d), or vectors that are multiplied with documents of this space, in the other coordinates."""
-        return matmul_t(q, self.inverse)
+    def queries(self, q: F32Rows, out: F32Rows | None = None) -> F32Rows:
+        """Queries (q, d), or vectors that documents of this space are multiplied with; `out` may be `q`."""
+        return matmul_t(q, self.inverse, out)
 
 
 def sphering(queries: F32Rows, share: float) -> Space:
