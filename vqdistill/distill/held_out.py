@@ -21,7 +21,7 @@ TOP = 10
 CANDIDATES = 100
 """Candidates among which they must be: what a search verifies by default."""
 SURE = 0.5
-"""Standard errors that a gain must exceed. More would refuse what stages usually bring where queries are few; with none,
+"""Standard errors that a gain must exceed. More would refuse what stages bring where queries are few; with none,
 50 queries kept a model 0.3 points below its start."""
 ROUTE_SHARE = 0.1
 """Share of the corpus that routing is judged at."""
