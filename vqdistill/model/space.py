@@ -17,6 +17,7 @@ from vqdistill.types import F32Rows
 
 F64 = npt.NDArray[np.float64]
 
+_ROWS_AT_ONCE = 8192
 _RIDGE = 0.01
 """Share of the mean variance added to every direction before a whitening, whose inverse would be unbounded else."""
 
@@ -93,8 +94,10 @@ def sphering(queries: F32Rows, share: float) -> Space:
 
 def isotropy(x: F32Rows) -> Space:
     """Space in which documents (n, d) vary alike in every direction (ZCA whitening): all directions count alike."""
-    centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
-    covariance = centred.T @ centred / len(x)
+    mean, covariance = x.mean(axis=0, dtype=np.float64), np.zeros((x.shape[1], x.shape[1]))
+    for at in range(0, len(x), _ROWS_AT_ONCE):
+        centred = x[at : at + _ROWS_AT_ONCE] - mean
+        covariance += centred.T @ centred / len(x)
     ridge = _RIDGE * max(np.trace(covariance) / len(covariance), np.finfo(np.float64).tiny)
     return Space.of_metric(np.linalg.inv(covariance + ridge * np.eye(len(covariance))))
 
