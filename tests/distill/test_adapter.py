@@ -20,7 +20,6 @@ from vqdistill.distill.adapter import (
     exact_quality,
     hard_negatives,
     hard_temperature,
-    is_gain,
     learn_adapter,
 )
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments
@@ -121,14 +120,6 @@ def test_the_same_seed_gives_the_same_adapter_with_any_threads() -> None:
     for name in ("down", "bias", "up"):
         assert np.array_equal(getattr(first.adapter, name), getattr(again.adapter, name)), name
     assert not np.array_equal(first.adapter.down, other.adapter.down)
-
-
-@pytest.mark.parametrize(
-    ("differences", "gain"),
-    [([0.1] * 9, True), ([0.0] * 9, False), ([-0.1] * 9, False), ([1.0, -1.0, 0.3], False), ([1.0, 0.5, 0.7], True)],
-)
-def test_a_gain_must_exceed_chance(differences: list[float], gain: bool) -> None:
-    assert is_gain(np.array(differences)) is gain
 
 
 @pytest.mark.parametrize("count", [0, 3, 19])

@@ -198,4 +198,5 @@ def test_gains_must_exceed_their_standard_error() -> None:
     assert surely_better(before, before + gains) and not surely_better(before + gains, before)
     noise = np.where(np.arange(100) % 2, 0.5, -0.49)  # mean 0.005, standard error 0.0497
     assert noise.mean() > 0 and not surely_better(before, before + noise)
+    assert surely_better(before, before + gains, 8.0) and not surely_better(before, before + gains, 8.2)
     assert not surely_better(before, before) and not surely_better(before[:1], before[:1] + 1)

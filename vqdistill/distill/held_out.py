@@ -135,8 +135,8 @@ class HeldOut:
         return ladder[low]
 
 
-def surely_better(before: F64, after: F64) -> bool:
-    """Whether held-out queries gain by more than SURE standard errors of their mean gain.
+def surely_better(before: F64, after: F64, errors: float = SURE) -> bool:
+    """Whether held-out queries gain by more than so many standard errors of their mean gain.
 
     With few queries, or after many looks, the best of some models is often above the start by chance alone.
 
@@ -146,7 +146,7 @@ def surely_better(before: F64, after: F64) -> bool:
     """
     gains = after - before
     error = gains.std(ddof=1) / np.sqrt(len(gains)) if len(gains) > 1 else np.inf
-    return bool(gains.mean() > SURE * error)
+    return bool(gains.mean() > errors * error)
 
 
 def split(
