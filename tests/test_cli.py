@@ -112,7 +112,7 @@ def test_compile_prints_one_json_object_and_its_stages(shelf: Path, tmp_path: Pa
 
 def test_training_options_reach_the_training(shelf: Path, tmp_path: Path, run: Run) -> None:
     np.save(tmp_path / "labels.npy", np.arange(40))
-    labels = ("--teacher", f"labels:{tmp_path / 'labels.npy'}", "--false-negatives", "0.9")
+    labels = ("--teacher", f"labels:{tmp_path / 'labels.npy'}", "--mix", "1", "--false-negatives", "0.9")
     options = ("--loss", "reverse_kl", "--sampler", "walk", "--debias", *labels)
     common = ("--queries", shelf / "queries.npy", "--metric", "ip", "--ram", "4B/vec", "--json")
     written = []
@@ -339,7 +339,6 @@ def test_unusable_sources(case: str, tmp_path: Path, refused: Callable[..., str]
         ),
         (("--sampler", "all"), "'topk', 'mined', 'walk', 'snowball'"),
         (("--false-negatives", "0"), "0"),
-        (("--mix", "0"), "0"),
         (("--mix", "1.5"), "1.5"),
         (("--teacher", "oracle"), "oracle"),
         (("--teacher", "scores:absent.tsv"), "absent.tsv"),

@@ -32,8 +32,8 @@ lay_out     additive codes, dsub 384, vectors on disk f16, ids str
   mean                     1,536 B  memory  f4 384
   coarse                 196,608 B  memory  f2 256 x 384
   doc_codewords        1,572,864 B  disk    f4 64 x 16 x 384
-  doc_space              589,824 B  disk    f4 384 x 384
   rows                   255,432 B  disk    i8 31929
+  doc_space              589,824 B  disk    f4 384 x 384
   dense               24,521,472 B  disk    f2 31929 x 384
   ids_offsets            255,440 B  disk    i8 31930
   ids_bytes                as read  disk

@@ -69,7 +69,9 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             arrays.mean.data(),
             arrays.rotation.data(),
             {arrays.codewords.data()},
-            arrays.packed.data()};
+            arrays.packed.data(),
+            {},
+            {}};
 }
 
 // The dense rows in a file that goes with it.

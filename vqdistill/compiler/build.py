@@ -76,7 +76,7 @@ def compile(
     loss : what holds the codes' ranking against the teacher's, one of `config.LOSSES`
     sampler : what each step trains on, one of `config.SAMPLERS`: random queries ("topk"), with hard negatives of the
         present codes ("mined"), or queries that share documents ("walk", "snowball")
-    debias, false_negatives : see `DistillConfig`; the latter needs a teacher of scores or labels
+    debias, false_negatives : see `DistillConfig`; the latter needs such judgments alone, mix 1
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
 
@@ -98,6 +98,8 @@ def compile(
         seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
     )
     kind = teacher_kind(teacher, mix)
+    if false_negatives is not None and (kind == "exact" or mix < 1):
+        raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
