@@ -29,7 +29,7 @@ from measuring import CANDIDATES, RESULTS, K, line, markdown, stored
 
 from vqdistill.compiler.build import build, search_policy
 from vqdistill.compiler.passes import plan as make_plan
-from vqdistill.compiler.supervision import supervise
+from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import LOSSES, SAMPLERS, STAGES, DistillConfig
 from vqdistill.data.sources import open_source
 from vqdistill.distill.trainer import Distiller
@@ -93,16 +93,7 @@ def measure(dataset: Path, ram: int, variant: Variant, cache: Path, threads: int
     plan = make_plan(src.facts, f"{ram}B/vec", codes=variant.codes, dense="f16", seed=config.seed)
     with tempfile.TemporaryDirectory() as folder, training_threads(threads):
         index = Path(folder) / "index.vqd"
-        lesson = supervise(
-            src,
-            variant.queries,
-            "exact",
-            cache=cache,
-            seed=config.seed,
-            threads=threads,
-            progress=Progress(),
-            length=config.list_length,
-        )
+        lesson = supervise(src, variant.queries, "exact", DenseTeacher(src, cache, config.seed, threads, Progress()))
         begin = time.perf_counter()
         distiller = Distiller(plan.model, config, threads)
         model = distiller.fit(src, lesson.queries, lesson.relevance)

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from vqdistill.compiler.build import build
 from vqdistill.compiler.passes import plan as make_plan
-from vqdistill.compiler.supervision import supervise
+from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import IvfPqConfig
 from vqdistill.data.sources import TableSource, open_source
 from vqdistill.distill.terms import QueryTerms
@@ -150,9 +150,8 @@ def main() -> None:
     src = open_source(options.dataset, metric="cosine")
     results = []
     with training_threads(options.threads):
-        lesson = supervise(
-            src, None, "exact", cache=options.cache, seed=options.seed, threads=options.threads, progress=Progress()
-        )
+        dense = DenseTeacher(src, options.cache, options.seed, options.threads, Progress())
+        lesson = supervise(src, None, "exact", dense)
         terms = QueryTerms.from_relevance(lesson.queries, lesson.relevance, src.n)
         for code_bytes in map(int, options.bytes.split(",")):
             results.append(measure(src, terms, code_bytes, options))

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.compiler.supervision import supervise
+from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import DistillConfig
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import query_rows
@@ -80,7 +80,7 @@ def scanned_at(curve: Curve) -> dict[float, float]:
 def measure(path: Path, nlists: list[int], cache: Path, seed: int) -> list[dict[str, Any]]:
     """Learn and measure one dataset at several numbers of lists."""
     src = open_source(str(path), metric="cosine")
-    lesson = supervise(src, None, "exact", cache=cache, seed=seed, threads=1, progress=Progress())
+    lesson = supervise(src, None, "exact", DenseTeacher(src, cache, seed, 1, Progress()))
     config = DistillConfig(seed=seed)
     order = np.random.default_rng([seed, 0]).permutation(len(lesson.queries))
     held, train = np.sort(order[: config.held_out]), np.sort(order[config.held_out :])
@@ -120,7 +120,7 @@ def measure(path: Path, nlists: list[int], cache: Path, seed: int) -> list[dict[
                 "calibrated": {
                     rung["coverage"]: by_router.calibrated(learned.temperature, rung["lift"]) for rung in ladder
                 },
-                "held_out": {"before": learned.before, "after": learned.after, "ladder": ladder},
+                "held_out": {"before": learned.before.mean(), "after": learned.after.mean(), "ladder": ladder},
             }
         results.append(result)
         print(line(result), flush=True)
