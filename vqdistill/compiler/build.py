@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +225,9 @@ def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> byt
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
     digest.update(f"{model.metric.value} {model.residual}".encode())
-    adapters = [vars(adapter) for adapter in (model.query_adapter, model.verify_adapter) if adapter is not None]
-    for arrays in (vars(model), *adapters):
-        for _, value in sorted(arrays.items()):
+    for part in (model, model.query_adapter, model.verify_adapter):
+        for name in () if part is None else sorted(field.name for field in fields(part)):
+            value = getattr(part, name)
             if isinstance(value, np.ndarray):
                 digest.update(value.tobytes())
     return digest.digest()

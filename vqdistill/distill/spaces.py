@@ -57,9 +57,9 @@ def _score_error(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | Non
     x = judge.corpus.x[rows]
     docs = x if space is None else space.docs(x)
     mean = docs.mean(axis=0, dtype=np.float64).astype(np.float32)
-    codewords = train_euclidean(docs - mean, m, np.random.default_rng([seed, 7]))
-    codes = encode_additive(docs - mean, row_metric(docs, mean, None), codewords)
-    left = docs - mean - additive.decode(codes, codewords)
+    y = docs - mean
+    codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]))
+    left = y - additive.decode(encode_additive(y, row_metric(docs, mean, None), codewords), codewords)
     left = left if space is None else space.queries(left)
     wanted = judge.lists.docs[:, :_DEPTH]
     place = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -192,19 +193,26 @@ class IvfPqModel:
     def _docs(self, x: F32Rows) -> F32Rows:
         return x if self.space is None else self.space.docs(x)
 
+    @cached_property
+    def _coarse_docs(self) -> F32Rows:
+        return self._docs(self.coarse)
+
+    @cached_property
+    def _mean_doc(self) -> F32Rows:
+        return np.asarray(self._docs(self.mean[None])[0])
+
     def _assign(self, docs: F32Rows, list_terms: RowTerms | None) -> npt.NDArray[np.int32]:
         if self.anchors is None:
-            return nearest(docs, self._docs(self.coarse))
-        return query_lists.assign(docs, self._docs(self.mean[None])[0], list_terms, self.anchors)
+            return nearest(docs, self._coarse_docs)
+        return query_lists.assign(docs, self._mean_doc, list_terms, self.anchors)
 
     def _quantize(self, docs: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None) -> npt.NDArray[np.uint8]:
         out = np.empty((len(docs), self.m), np.uint8)
-        mean = self._docs(self.mean[None])[0]
-        coarse = self._docs(self.coarse) if self.residual else None
+        mean = self._mean_doc
         block = max(1, _BLOCK_BYTES // (4 * self.d))
         for at in range(0, len(docs), block):
             part = slice(at, at + block)
-            y = np.asarray(docs[part] - (mean if coarse is None else coarse[lists[part]]), dtype=np.float32)
+            y = np.asarray(docs[part] - (self._coarse_docs[lists[part]] if self.residual else mean), dtype=np.float32)
             if self.additive:
                 metric = row_metric(docs[part], mean, None if terms is None else terms.take(part))
                 out[part] = encode_additive(y, metric, self.doc_codewords)
