@@ -23,7 +23,7 @@ from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
 from vqdistill.distill import losses, trainer
 from vqdistill.distill.calibration import ROUTE_LOSS
-from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.held_out import HeldOut, split
 from vqdistill.distill.losses import COMPARING, LOSSES, Lists
 from vqdistill.distill.routing import calibrate_lift
 from vqdistill.distill.samplers import Corpus, TeacherLists
@@ -68,7 +68,7 @@ def fit(distiller: Distiller, task: Task, **options: Any) -> IvfPqModel:
 
 def judge_of(distiller: Distiller, task: Task) -> HeldOut:
     """The held-out queries, split off as `fit` does it for a corpus that fits."""
-    _, held = distiller._split(task.relevance, np.random.default_rng([distiller.config.seed, 0]))
+    _, held = split(task.relevance, distiller.config.held_out, np.random.default_rng([distiller.config.seed, 0]))
     lists = TeacherLists.from_relevance(task.queries[held], task.relevance.select(held), distiller.config.depth)
     return HeldOut(Corpus(task.src.take(np.arange(task.src.n)), task.src.metric), lists)
 
@@ -203,7 +203,7 @@ def shuffled(task: Task, queries: Any, seed: int = 0) -> Task:
 def test_a_teacher_of_nonsense_does_no_harm(tasks: dict[Metric, Task], codes: str) -> None:
     """Training queries are taught noise, held-out ones the truth: nothing that noise teaches may be kept."""
     task, distiller = tasks[Metric.IP], Distiller(shape(codes), replace(QUICK, steps=30))
-    train, _ = distiller._split(task.relevance, np.random.default_rng([0, 0]))
+    train, _ = split(task.relevance, distiller.config.held_out, np.random.default_rng([0, 0]))
     poisoned = shuffled(task, train)
     model = fit(distiller, poisoned)
     judge = judge_of(distiller, task)

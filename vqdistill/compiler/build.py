@@ -103,10 +103,7 @@ def compile(
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
-    if os.path.lexists(out):
-        raise InvalidInput(f"{out} exists already; remove it or choose another name")
-    if not Path(out).absolute().parent.is_dir():
-        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
+    _require_free(out)
     src = open_source(input, metric=metric, ids=ids)
     ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
@@ -123,20 +120,7 @@ def compile(
         dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
         lesson = supervise(src, queries, teacher, dense_teacher)
         distiller = Distiller(plan.model, config, threads, progress)
-        adapted = None if lesson.dense else adapt(lesson, dense_teacher, config, plan.model, mix)
-        lesson = lesson if adapted is None else adapted.supervision
-        model = distiller.fit(
-            src,
-            lesson.queries,
-            lesson.relevance,
-            dense_teacher=lesson.dense,
-            teacher_temperature=lesson.temperature,
-            judgments=None if adapted is None else adapted.judgments,
-        )
-        report = _report(distiller.report, lesson)
-        if adapted is not None:
-            model = replace(model, query_adapter=adapted.adapter)
-            report["stages"] = adapted.stages + report.get("stages", [])
+        model, report = _teach(distiller, lesson, mix, dense_teacher)
         plan = settle(plan, *_units(model))
         search = search_policy(model, dense, distiller.calibrated)
         build(plan, model, src, out, search=search, report=report, progress=progress)
@@ -196,6 +180,34 @@ def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) 
     """Return the defaults of a search: what was calibrated, and for the rest what suits most."""
     nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
     return replace(SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE), **calibrated)
+
+
+def _require_free(out: str | Path) -> None:
+    if os.path.lexists(out):
+        raise InvalidInput(f"{out} exists already; remove it or choose another name")
+    if not Path(out).absolute().parent.is_dir():
+        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
+
+
+def _teach(
+    distiller: Distiller, lesson: Supervision, mix: float, dense_teacher: DenseTeacher
+) -> tuple[IvfPqModel, dict[str, Any]]:
+    """Train a model, behind an adapter of the queries if these are judged; also return the report of it."""
+    adapted = None if lesson.dense else adapt(lesson, dense_teacher, distiller.config, distiller.model, mix)
+    lesson = lesson if adapted is None else adapted.supervision
+    model = distiller.fit(
+        dense_teacher.src,
+        lesson.queries,
+        lesson.relevance,
+        dense_teacher=lesson.dense,
+        teacher_temperature=lesson.temperature,
+        judgments=None if adapted is None else adapted.judgments,
+    )
+    report = _report(distiller.report, lesson)
+    if adapted is not None:
+        model = replace(model, query_adapter=adapted.adapter)
+        report["stages"] = adapted.stages + report.get("stages", [])
+    return model, report
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:

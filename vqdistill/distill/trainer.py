@@ -141,22 +141,12 @@ class Distiller:
             nothing to compare, or false negatives are to be left out with a dense teacher.
         """
         queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
-        if relevance.n_queries != len(queries):
-            raise InvalidInput(f"relevance must cover {len(queries)} queries, got {relevance.n_queries}")
-        relevance.require_docs_below(src.n)
-        if src.metric is Metric.L2 and (self.model.residual or self.model.codes == "additive"):
-            raise InvalidInput("metric l2 needs plain product codes, got residual or additive ones")
-        if self.config.loss in COMPARING and not dense_teacher and relevance.nnz and relevance.counts.max() < 2:
-            raise InvalidInput(
-                f"loss {self.config.loss} needs a teacher that scores 2 documents of a query, got 1 a query"
-            )
-        if self.config.false_negatives is not None and dense_teacher:
-            raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
+        self._check(src, queries, relevance, dense_teacher)
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
         local = renumber(relevance, rows)
-        train, held = self._split(local, rng) if judgments is None else judgments.split(local)
+        train, held = split(local, self.config.held_out, rng) if judgments is None else judgments.split(local)
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
         space = self._space(corpus, queries, local, train, held)
         moved = queries
@@ -188,6 +178,20 @@ class Distiller:
             model = self._verify(model, codes, lesson, judgments.local(queries, rows))
         return self._finish(model, codes, lesson.judge)
 
+    def _check(self, src: EmbeddingSource, queries: F32Rows, relevance: Relevance, dense_teacher: bool) -> None:
+        """Refuse what `fit` says that it refuses."""
+        if relevance.n_queries != len(queries):
+            raise InvalidInput(f"relevance must cover {len(queries)} queries, got {relevance.n_queries}")
+        relevance.require_docs_below(src.n)
+        if src.metric is Metric.L2 and (self.model.residual or self.model.codes == "additive"):
+            raise InvalidInput("metric l2 needs plain product codes, got residual or additive ones")
+        if self.config.loss in COMPARING and not dense_teacher and relevance.nnz and relevance.counts.max() < 2:
+            raise InvalidInput(
+                f"loss {self.config.loss} needs a teacher that scores 2 documents of a query, got 1 a query"
+            )
+        if self.config.false_negatives is not None and dense_teacher:
+            raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
+
     def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> IvfPqModel:
         """Put codebooks in order, and find out how the model is best searched."""
         model, codes = widest_codebooks_first(model, codes)
@@ -197,12 +201,6 @@ class Distiller:
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
                 self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
         return model
-
-    def _split(
-        self, relevance: Relevance, rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Numbers of the training and of the held-out queries, among those that have documents."""
-        return split(relevance, self.config.held_out, rng)
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
         with self.progress.stage("read training rows", len(rows)) as stage:

@@ -322,39 +322,9 @@ class Manifest:
         generation = top.integer("generation", 1, 10**9 - 1)
         if name is None or generation != int(name[1]):
             top.fail("generation", generation, "the number in the file name")
-        dense, ids = top.choice("dense", DENSE), top.choice("ids", IDS)
-        m = top.integer("m", 2, 256)
-        if m % 2:
-            top.fail("m", m, "even")
-        codes, dsub = top.choice("codes", CODES), top.integer("dsub", 1, 2**20)
-        d_out = m * dsub if codes == "pq" else 0
-        if top.integer("d_out", 0, 2**28) != d_out:
-            top.fail("d_out", top.values["d_out"], f"{d_out}, m * dsub for pq codes and 0 for additive ones")
-        metric = Metric(top.choice("metric", tuple(metric.value for metric in Metric)))
-        residual = top.boolean("residual")
-        if residual and metric is Metric.L2:
-            top.fail("residual", residual, "false under metric l2")
-        if codes != "pq" and metric is Metric.L2:
-            top.fail("codes", codes, "'pq' under metric l2")
-        tables = top.choice("tables", TABLES) if version > 1 else "f32"
-        if tables != "f32" and codes == "pq":
-            top.fail("tables", tables, "'f32' for pq codes")
         adapters = _parse_adapters(top.object("adapters")) if version > 2 else {}
-        layout = Layout(
-            n=top.integer("n", 1, 2**40),
-            d=top.integer("d", 1, 2**20),
-            nlist=top.integer("nlist", 1, 2**24),
-            m=m,
-            dsub=dsub,
-            dense=dense,
-            ids=ids,
-            codes=codes,
-            tables=tables,
-            version=version,
-            **{f"{stage}_units": shape.units for stage, shape in adapters.items()},
-        )
-        if codes == "additive" and dsub != layout.d:
-            top.fail("dsub", dsub, f"d = {layout.d} for additive codes")
+        layout = _parse_layout(top, version, adapters)
+        metric, residual = _parse_scores(top, layout.codes)
         return cls(
             generation=generation,
             index_id=bytes.fromhex(
@@ -365,15 +335,15 @@ class Manifest:
             metric=metric,
             residual=residual,
             nlist=layout.nlist,
-            m=m,
-            dsub=dsub,
-            codes=codes,
-            dense=dense,
-            tables=tables,
-            ids=ids,
+            m=layout.m,
+            dsub=layout.dsub,
+            codes=layout.codes,
+            dense=layout.dense,
+            tables=layout.tables,
+            ids=layout.ids,
             plan=top.object("plan").values,
             search=SearchPolicy.parse(
-                top.object("search"), version=version, nlist=layout.nlist, has_dense=dense != "none"
+                top.object("search"), version=version, nlist=layout.nlist, has_dense=layout.dense != "none"
             ),
             report=top.object("report").values,
             segments=_parse_segments(top.object("segments"), layout, generation),
@@ -385,6 +355,46 @@ class Manifest:
 _KEYS = frozenset(Manifest.__dataclass_fields__) | {"format", "version", "required_features", "d_out"}
 _SINCE = {"tables": 2, "adapters": 3}
 """Keys by the version that brought them."""
+
+
+def _parse_layout(top: Fields, version: int, adapters: Mapping[str, AdapterShape]) -> Layout:
+    dense, ids = top.choice("dense", DENSE), top.choice("ids", IDS)
+    m = top.integer("m", 2, 256)
+    if m % 2:
+        top.fail("m", m, "even")
+    codes, dsub = top.choice("codes", CODES), top.integer("dsub", 1, 2**20)
+    d_out = m * dsub if codes == "pq" else 0
+    if top.integer("d_out", 0, 2**28) != d_out:
+        top.fail("d_out", top.values["d_out"], f"{d_out}, m * dsub for pq codes and 0 for additive ones")
+    tables = top.choice("tables", TABLES) if version > 1 else "f32"
+    if tables != "f32" and codes == "pq":
+        top.fail("tables", tables, "'f32' for pq codes")
+    layout = Layout(
+        n=top.integer("n", 1, 2**40),
+        d=top.integer("d", 1, 2**20),
+        nlist=top.integer("nlist", 1, 2**24),
+        m=m,
+        dsub=dsub,
+        dense=dense,
+        ids=ids,
+        codes=codes,
+        tables=tables,
+        version=version,
+        **{f"{stage}_units": shape.units for stage, shape in adapters.items()},
+    )
+    if codes == "additive" and dsub != layout.d:
+        top.fail("dsub", dsub, f"d = {layout.d} for additive codes")
+    return layout
+
+
+def _parse_scores(top: Fields, codes: str) -> tuple[Metric, bool]:
+    metric = Metric(top.choice("metric", tuple(metric.value for metric in Metric)))
+    residual = top.boolean("residual")
+    if residual and metric is Metric.L2:
+        top.fail("residual", residual, "false under metric l2")
+    if codes != "pq" and metric is Metric.L2:
+        top.fail("codes", codes, "'pq' under metric l2")
+    return metric, residual
 
 
 def encode_current(manifest: str, data: bytes) -> bytes:
