@@ -15,6 +15,7 @@ from vqdistill.errors import InvalidInput
 
 F32Rows = npt.NDArray[np.float32]
 """(b, d) float32, C-contiguous."""
+F64 = npt.NDArray[np.float64]
 
 
 class Metric(str, Enum):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from vqdistill.data.relevance import F32, Relevance
 from vqdistill.data.temperature import calibrate_temperatures
-
-F64 = npt.NDArray[np.float64]
+from vqdistill.types import F64
 
 
 def log_gains(labels: Relevance) -> Relevance:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.types import F64
+
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 
 _STEPS = 40
 

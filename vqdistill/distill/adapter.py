@@ -17,11 +17,11 @@ from vqdistill.config import DistillConfig
 from vqdistill.data.exact import exact_top
 from vqdistill.data.temperature import calibrate_temperature
 from vqdistill.distill.held_out import surely_better
-from vqdistill.distill.judged import F64, TOP, JudgedQueries
+from vqdistill.distill.judged import TOP, JudgedQueries
 from vqdistill.distill.losses import cross_entropy
 from vqdistill.distill.samplers import Batch, Corpus, Sampler
 from vqdistill.model.adapter import QueryAdapter
-from vqdistill.types import Block, F32Rows, Metric
+from vqdistill.types import F64, Block, F32Rows, Metric
 
 _log = logging.getLogger(__name__)
 

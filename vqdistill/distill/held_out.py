@@ -12,9 +12,7 @@ from vqdistill.distill.samplers import Corpus, Search, TeacherLists
 from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.scan import make_engine
-from vqdistill.types import Codes, F32Rows, Metric
-
-F64 = npt.NDArray[np.float64]
+from vqdistill.types import F64, Codes, F32Rows, Metric
 
 TOP = 10
 """Teacher documents a query that must be found."""

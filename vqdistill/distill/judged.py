@@ -11,9 +11,7 @@ from vqdistill.data.relevance import Relevance
 from vqdistill.data.temperature import calibrate_temperature
 from vqdistill.distill.samplers import Batch
 from vqdistill.kernels import jit
-from vqdistill.types import F32Rows
-
-F64 = npt.NDArray[np.float64]
+from vqdistill.types import F64, F32Rows
 
 DEPTH = 200
 """Judged documents of a query that count, the best ones."""

@@ -17,9 +17,7 @@ from vqdistill.distill.losses import cross_entropy
 from vqdistill.distill.samplers import TeacherLists
 from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import Coarse, train_query_coarse
-from vqdistill.types import F32Rows, Metric
-
-F64 = npt.NDArray[np.float64]
+from vqdistill.types import F64, F32Rows, Metric
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995)
 """Shares of the teacher's first TOP documents that the stopping rule is calibrated for."""

@@ -18,7 +18,7 @@ from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.temperature import calibrate_temperature, calibrate_temperatures
 from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
-from vqdistill.distill.held_out import F64, FEWEST_QUERIES, HeldOut, split, surely_better
+from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split, surely_better
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
 from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
@@ -33,7 +33,7 @@ from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, 
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.space import Space
 from vqdistill.progress import Progress
-from vqdistill.types import Codes, F32Rows, Metric, as_f32_rows
+from vqdistill.types import F64, Codes, F32Rows, Metric, as_f32_rows
 
 _log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill._native import cpu_level, encode_additive
+from vqdistill.types import F64
 
 F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 

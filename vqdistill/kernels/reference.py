@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS, KSUB
+from vqdistill.types import F64
 
-F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
 U8 = npt.NDArray[np.uint8]

@@ -15,10 +15,9 @@ import numpy.typing as npt
 from vqdistill.config import KSUB
 from vqdistill.kernels import additive
 from vqdistill.kernels.additive import RowMetric
-from vqdistill.types import F32Rows
+from vqdistill.types import F64, F32Rows
 
 U8 = npt.NDArray[np.uint8]
-F64 = npt.NDArray[np.float64]
 
 _INIT_ROWS = 8192
 _INIT_ROUNDS = 3

@@ -9,13 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
 from vqdistill.kernels.threads import matmul_t
-from vqdistill.types import F32Rows
-
-F64 = npt.NDArray[np.float64]
+from vqdistill.types import F64, F32Rows
 
 _ROWS_AT_ONCE = 8192
 _RIDGE = 0.01
