@@ -196,6 +196,13 @@ def test_graded_labels_train(tmp_path: Path, loss: str) -> None:
     assert all(stage["after"] > stage["before"] or not stage["kept"] for stage in report["stages"])
 
 
+@pytest.mark.parametrize("text", ["qid docid grade\n", "0 0 0\n1 0 -1\n"])
+def test_labels_of_nothing(text: str, tmp_path: Path) -> None:
+    (tmp_path / "qrels.txt").write_text(text)
+    with pytest.raises(InvalidInput, match=r"qrels.txt must name a relevant document of some query, got none"):
+        ask(tmp_path, f"labels:{tmp_path / 'qrels.txt'}")
+
+
 class TestCallable(TeacherContract):
     @pytest.fixture
     def teacher(self) -> Teacher:

@@ -124,6 +124,8 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
     if kind in ("scores", "labels"):
         read, path = (read_scores if kind == "scores" else read_labels), str(teacher).partition(":")[2]
         judged = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids)
+        if not judged.nnz:
+            raise InvalidInput(f"{path} must name a relevant document of some query, got none")
         order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
         picked = np.sort(order[:MAX_JUDGED])
         return Supervision(opened.take(picked), judged.select(picked), origin, {"kind": kind}, kind=kind)
