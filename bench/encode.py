@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sample", type=int, default=40_000, help="rows that the model is trained on")
     parser.add_argument("--dense", default="f16", help='rows on disk, as compile has them; "none" = codes alone')
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/vqdistill-encode"), help="for the teacher's lists")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "vqdistill-encode")
     parser.add_argument("--folder", type=Path, help="where the index is written and removed again")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", action="store_true", help=f"write {RESULTS.name}; on a quiet machine only")

@@ -14,11 +14,11 @@ from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.teacher import query_rows
 from vqdistill.errors import InvalidInput
-from vqdistill.kernels import Engine, pack_codes
+from vqdistill.kernels import Engine
 from vqdistill.model.codebooks import train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.model.scan import make_engine
-from vqdistill.types import F32Rows, Metric
+from vqdistill.model.scan import engine_over
+from vqdistill.types import Codes, F32Rows, Metric
 
 VERIFIED = 5
 """Candidates by code for each document wanted, all scored by their rows."""
@@ -93,9 +93,7 @@ class IndexTeacher:
             lists[part], codes[part] = coded.lists, coded.codes
             if self._progress is not None:
                 self._progress(len(block.rows))
-        order = np.argsort(lists, kind="stable")
-        offsets = np.searchsorted(lists[order], np.arange(model.nlist + 1)).astype(np.int64)
-        return make_engine(model, offsets, pack_codes(codes[order])), order
+        return engine_over(model, Codes(lists, codes))
 
 
 def list_recall(found: Relevance, wanted: Relevance) -> float:

@@ -13,7 +13,7 @@ from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.distill.adapter import exact_quality, hard_negatives, hard_temperature, learn_adapter
 from vqdistill.distill.held_out import split
-from vqdistill.distill.judged import HardSampler, JudgedQueries, renumber
+from vqdistill.distill.judged import HardSampler, judged_parts, renumber
 from vqdistill.distill.samplers import Corpus
 from vqdistill.distill.trainer import training_rows
 from vqdistill.kernels.threads import one_library_thread
@@ -72,10 +72,7 @@ def adapt_queries(
         return Adaptation(None, *parts)
     with progress.stage("adapter of queries"):
         corpus = Corpus(src.take(rows), src.metric)
-        train, held = (
-            JudgedQueries.from_relevance(queries[part], local.select(part), scored=scored, length=config.list_length)
-            for part in parts
-        )
+        train, held = judged_parts(queries, local, parts, scored=scored, length=config.list_length)
         hard = hard_negatives(train, corpus, None, threads, config.seed)
         learned = learn_adapter(
             train,

@@ -169,10 +169,7 @@ def hard_negatives(
 
 def hard_temperature(queries: F32Rows, corpus: Corpus, hard: npt.NDArray[np.int32], length: float) -> float:
     """Temperature at which the scores of the hard negatives of queries have an effective length."""
-    picked = slice(0, _SCALE_QUERIES)
-    rows = zip(queries[picked], np.maximum(hard[picked], 0), strict=True)
-    scores = np.concatenate([corpus.scores(query[None], docs) for query, docs in rows])
-    scores[hard[picked] < 0] = -np.inf
+    scores = corpus.own_scores(queries[:_SCALE_QUERIES], hard[:_SCALE_QUERIES])
     return calibrate_temperature(scores, min(length, (1 + hard.shape[1]) / 2))
 
 
@@ -181,10 +178,7 @@ def candidate_quality(
 ) -> F64:
     """Quality (q,) of candidates (q, r), -1 padding, in the order of their dense scores for adapted queries."""
     queries = held.queries if adapter is None else adapter(held.queries)
-    scores = np.concatenate(
-        [corpus.scores(query[None], np.maximum(docs, 0)) for query, docs in zip(queries, candidates, strict=True)]
-    )
-    order = np.argsort(-np.where(candidates >= 0, scores, -np.inf), axis=1, kind="stable")
+    order = np.argsort(-corpus.own_scores(queries, candidates), axis=1, kind="stable")
     return held.quality(np.take_along_axis(candidates, order, axis=1))
 
 

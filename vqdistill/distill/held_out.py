@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from vqdistill.data.relevance import Relevance
 from vqdistill.distill.samplers import Corpus, Search, TeacherLists
-from vqdistill.kernels import Engine, pack_codes
+from vqdistill.kernels import Engine
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.model.scan import make_engine
+from vqdistill.model.scan import engine_over
 from vqdistill.types import F64, Codes, F32Rows, Metric
 
 TOP = 10
@@ -42,9 +42,7 @@ class HeldOut:
 
     def engine(self, model: IvfPqModel, codes: Codes) -> tuple[Engine, npt.NDArray[np.int64]]:
         """Return an engine over the codes of the corpus, and the document at each of its positions."""
-        order = np.argsort(codes.lists, kind="stable")
-        offsets = np.searchsorted(codes.lists[order], np.arange(model.nlist + 1)).astype(np.int64)
-        return make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order]))), order
+        return engine_over(model, codes)
 
     def candidates(self, model: IvfPqModel, codes: Codes, nprobe: int) -> npt.NDArray[np.int32]:
         """Documents (q, CANDIDATES) that the codes rank first in the `nprobe` best lists, -1 padding."""

@@ -113,11 +113,23 @@ class Judgments:
     def local(self, queries: F32Rows, rows: npt.NDArray[np.int64]) -> tuple[JudgedQueries, JudgedQueries]:
         """Training and held-out queries (q, d) as prepared, with their documents among the sorted `rows`."""
         local = renumber(self.relevance, rows)
-        train, held = (
-            JudgedQueries.from_relevance(queries[part], local.select(part), scored=self.scored, length=self.length)
-            for part in self.split(local)
-        )
-        return train, held
+        return judged_parts(queries, local, self.split(local), scored=self.scored, length=self.length)
+
+
+def judged_parts(
+    queries: F32Rows,
+    relevance: Relevance,
+    parts: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    *,
+    scored: bool,
+    length: float,
+) -> tuple[JudgedQueries, JudgedQueries]:
+    """Training and held-out queries, by their numbers; the rest as for `JudgedQueries.from_relevance`."""
+    train, held = (
+        JudgedQueries.from_relevance(queries[part], relevance.select(part), scored=scored, length=length)
+        for part in parts
+    )
+    return train, held
 
 
 def renumber(relevance: Relevance, rows: npt.NDArray[np.int64]) -> Relevance:

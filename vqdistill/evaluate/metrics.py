@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
-from vqdistill.types import F64
 
+F64 = npt.NDArray[np.float64]
 """(q,) one value per query, each in [0, 1]."""
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.kernels import Engine
+from vqdistill.kernels import Engine, pack_codes
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.types import Metric
+from vqdistill.types import Codes, Metric
 
 
 def make_engine(
@@ -37,3 +37,10 @@ def make_engine(
         verify_adapter=None if model.verify_adapter is None else model.verify_adapter.for_engine(),
         **dense,
     )
+
+
+def engine_over(model: IvfPqModel, codes: Codes) -> tuple[Engine, npt.NDArray[np.int64]]:
+    """Return an engine over the codes of rows, put into list order, and the row (n,) at each of its positions."""
+    order = np.argsort(codes.lists, kind="stable")
+    offsets = np.searchsorted(codes.lists[order], np.arange(model.nlist + 1)).astype(np.int64)
+    return make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order]))), order
