@@ -266,6 +266,28 @@ def _floats(index: Path, kind: str, value: float) -> bytes:
     return data[: read_manifest(index).segments[kind].bytes // 4].tobytes()
 
 
+@pytest.fixture
+def additive(tmp_path: Path) -> Path:
+    write_sample(tmp_path / "additive.vqd", SAMPLES["int64"])
+    return tmp_path / "additive.vqd"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_space_that_is_not_finite(additive: Path, value: float) -> None:
+    set_payload(additive, "doc_space", _floats(additive, "doc_space", value))
+    assert verify(additive) == ["doc_space-1.seg: values must be finite, got NaN or infinity"]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_space_without_an_inverse_encodes_nothing(additive: Path, value: float) -> None:
+    """Searching needs no space; the model, which encodes, refuses it."""
+    set_payload(additive, "doc_space", _floats(additive, "doc_space", value))
+    with IndexReader.open(additive) as reader:
+        with pytest.raises(CorruptIndex, match=r"doc_space-1.seg: a space must be symmetric and positive definite"):
+            _ = reader.model
+        assert reader.engine() is not None
+
+
 def _ints(index: Path, kind: str, edit: Callable[[np.ndarray], None]) -> bytes:
     count = read_manifest(index).segments[kind].bytes // 8
     data = np.frombuffer((index / f"{kind}-1.seg").read_bytes()[PAGE:], dtype="<i8")[:count].copy()

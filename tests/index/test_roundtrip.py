@@ -34,6 +34,7 @@ from vqdistill.index.spool import encode_dense
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
 from vqdistill.model.adapter import QueryAdapter
+from vqdistill.model.space import sphering
 from vqdistill.types import Codes, unit_rows
 
 CODES = [
@@ -461,6 +462,18 @@ def test_the_engine_adapts_queries_as_the_index_says(tmp_path: Path, tables: str
     assert np.array_equal(positions, np.argsort(-expected, axis=1, kind="stable")[:, :10])
     assert np.allclose(scores, np.sort(expected, axis=1)[:, ::-1][:, :10], rtol=0, atol=1e-5)
     assert not np.array_equal(exact, queries)
+
+
+def test_a_space_comes_back_as_it_was(tmp_path: Path) -> None:
+    sample = make_sample(additive=True, d=6)
+    space = sphering(np.random.default_rng(3).standard_normal((90, 6)).astype(np.float32), 0.5)
+    write_sample(tmp_path / "x.vqd", replace(sample, model=replace(sample.model, space=space)))
+    write_sample(tmp_path / "y.vqd", sample)
+    with IndexReader.open(tmp_path / "x.vqd") as reader, IndexReader.open(tmp_path / "y.vqd") as plain:
+        got = reader.model.space
+        assert got is not None and plain.model.space is None
+        assert np.array_equal(got.forward, space.forward) and np.array_equal(got.inverse, space.inverse)
+        assert "doc_space" not in reader._arrays, "searching holds no space in memory"
 
 
 def test_adapters_beyond_float16_are_refused(tmp_path: Path) -> None:
