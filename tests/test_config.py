@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vqdistill.config import Budget, DistillConfig, IvfPqConfig, SearchParams
+from vqdistill.config import Budget, DistillConfig, IvfPqConfig, RecallTarget, SearchParams
 from vqdistill.errors import InvalidInput
 
 
@@ -177,3 +177,23 @@ def test_list_length_is_held_against_depth() -> None:
     with pytest.raises(InvalidInput, match="list_length must be above 1 and at most depth 30, got 40"):
         DistillConfig(depth=30)
     assert DistillConfig(depth=30, list_length=30).depth == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "recall", "k"), [("0.95@10", 0.95, 10), (".9", 0.9, 10), (0.8, 0.8, 10), (" 0.99 @ 100 ", 0.99, 100)]
+)
+def test_recall_targets(text: Any, recall: float, k: int) -> None:
+    target = RecallTarget.parse(text)
+    assert target == RecallTarget(recall=recall, k=k) == RecallTarget.parse(target) == RecallTarget.parse(str(target))
+
+
+@pytest.mark.parametrize("text", ["", "95%", "0.95@", "@10", "0.95@1.5", "nan", None, "-0.5"])
+def test_no_recall_target(text: Any) -> None:
+    with pytest.raises(InvalidInput, match='recall must be a target such as "0.95@10", got'):
+        RecallTarget.parse(text)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "95@10", "0.95@0", "0.95@1001", "0.95@999999999"])
+def test_recall_targets_out_of_range(text: str) -> None:
+    with pytest.raises(InvalidInput, match="recall must be a number between 0 and 1|k of a recall target must be"):
+        RecallTarget.parse(text)

@@ -85,6 +85,39 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecallTarget:
+    """Share of the exact k nearest rows that a search should find."""
+
+    recall: float
+    """Wanted recall@k, above 0 and below 1."""
+    k: int = 10
+    """Neighbours that count."""
+
+    def __post_init__(self) -> None:
+        _require(_is_finite(self.recall) and 0 < self.recall < 1, "recall", self.recall, "a number between 0 and 1")
+        _require(_is_int(self.k, 1, 1000), "k of a recall target", self.k, "an integer in 1..1000")
+
+    @classmethod
+    def parse(cls, text: str | float | RecallTarget) -> RecallTarget:
+        """Read "0.95@10", or 0.95 alone, which is of the best 10.
+
+        Raises
+        ------
+        InvalidInput
+            If `text` is no such target.
+        """
+        if isinstance(text, RecallTarget):
+            return text
+        found = re.fullmatch(r"\s*(\d*\.?\d+)\s*(?:@\s*(\d{1,9}))?\s*", str(text))
+        if found is None:
+            raise InvalidInput(f'recall must be a target such as "0.95@10", got {text!r}')
+        return cls(recall=float(found[1]), k=int(found[2] or 10))
+
+    def __str__(self) -> str:
+        return f"{self.recall:g}@{self.k}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class IvfPqConfig:
     """Shape of a model: lists, subspaces, and what is coded."""
 
