@@ -1,4 +1,4 @@
-"""Command line: `vqdistill compile | plan | search | eval | inspect | verify`."""
+"""Command line: `vqdistill compile | plan | search | eval | inspect | verify | bench | report`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import click
 import numpy as np
 
 import vqdistill as vqd
+from vqdistill.bench.commands import bench_command, report_command
 from vqdistill.compiler.passes import default_codes
 from vqdistill.config import LOSSES, SAMPLERS
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
@@ -133,6 +134,10 @@ def cli(context: click.Context) -> None:
     """Compile embeddings into a compact index whose codes are distilled from their own rankings, and search it."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+cli.add_command(bench_command)
+cli.add_command(report_command)
 
 
 @cli.command("compile")

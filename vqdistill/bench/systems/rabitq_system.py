@@ -1,0 +1,80 @@
+"""RaBitQ-Library: IVF with RaBitQ codes of as many bits a dimension as fit; its candidates are verified."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rabitqlib import IvfIndex, RaBitQKMeans
+
+from vqdistill.bench.systems.base import I64, Index, Setting, Task, Verified, files_bytes, lists_for, nprobes
+from vqdistill.bench.verify import F16Rows
+from vqdistill.errors import BudgetInfeasible
+from vqdistill.types import F32Rows
+
+_BITS = (4, 3, 2, 1)
+_FACTORS = 12
+"""Bytes a row beside codes and ids, at most: the factors of its estimate."""
+
+
+class Rabitq:
+    """Clusters, encodes and saves."""
+
+    def build(self, task: Task, folder: Path) -> dict[str, Any]:
+        """See System."""
+        n, d = task.docs.shape
+        nlist, nbits = _shape(n, d, task.allowance_bytes)
+        clustering = RaBitQKMeans(d, nlist, num_threads=task.threads)
+        clustering.train(task.docs)
+        index = IvfIndex(dim=d, max_elements=n, num_clusters=nlist, nbits=nbits, metric=task.metric)
+        index.build(task.docs, clustering.centroids, clustering.assignments)
+        index.save(str(folder / "index.rabitq"))
+        (folder / "lists.json").write_text(json.dumps({"nlist": nlist}))
+        return {"nlist": nlist, "nbits": nbits}
+
+    def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
+        """See System."""
+        return Verified(RabitqCodes(folder), rows, metric)
+
+
+def _shape(n: int, d: int, allowance: int) -> tuple[int, int]:
+    """Return lists and bits that fit."""
+    limit = allowance or 1 << 62
+    wide = 64 * -(-d // 64)
+    nlist = lists_for(n)
+    while nlist >= 1:
+        for nbits in _BITS:
+            size = n * (wide * nbits // 8 + 4 + _FACTORS) + 4 * wide * nlist
+            if size <= limit:
+                return nlist, nbits
+        nlist //= 2
+    smallest = n * (wide // 8 + 4 + _FACTORS)
+    raise BudgetInfeasible(f"RaBitQ of 1 bit a dimension takes about {smallest:,} B, the allowance is {limit:,} B")
+
+
+class RabitqCodes:
+    """A loaded index."""
+
+    def __init__(self, folder: Path) -> None:
+        self._index = IvfIndex.load(str(folder / "index.rabitq"))
+        self._nlist = json.loads((folder / "lists.json").read_text())["nlist"]
+        self.bytes = {"index file, all of which is loaded": files_bytes(folder)}
+
+    def probes(self) -> list[Setting]:
+        """See Codes."""
+        return [probe | {"high_accuracy": high} for probe in nprobes(self._nlist) for high in (False, True)]
+
+    def candidates(self, queries: F32Rows, refine: int, probe: Setting) -> I64:
+        """See Codes."""
+        found, distances = self._index.search(queries, k=refine, num_threads=1, **probe)
+        ids = np.asarray(found)
+        # Fewer rows than asked for in the lists: the rest is the largest number there is.
+        missing = ~np.isfinite(np.asarray(distances)) | (ids == np.iinfo(ids.dtype).max)
+        return np.where(missing, -1, ids.astype(np.int64))
+
+
+def make(name: str) -> Rabitq:
+    """Return the system."""
+    return Rabitq()
