@@ -88,9 +88,8 @@ def _options(given: dict[str, Any], runner: Any) -> Any:
     systems = _late("systems")
     names = [entry.name for entry in systems.SYSTEMS]
     if given["systems"] is not None:
-        names = [systems.entry(name.strip()).name for name in given["systems"].split(",")]
-        for name in names:  # what was asked for by name must be there
-            systems.load(name)
+        # What is asked for by name must be there.
+        names = [systems.require(name.strip()).name for name in given["systems"].split(",")]
     cores = _late("machine").cores(given["cores"])
     if not cores:
         raise InvalidInput(

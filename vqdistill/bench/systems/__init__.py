@@ -84,8 +84,8 @@ def entry(name: str) -> Entry:
     raise InvalidInput(f"systems must be among {', '.join(e.name for e in SYSTEMS)}, got {name!r}")
 
 
-def load(name: str) -> System:
-    """Load a system.
+def require(name: str) -> Entry:
+    """Return the entry of a system that is installed, without loading it.
 
     Raises
     ------
@@ -97,5 +97,11 @@ def load(name: str) -> System:
     found = entry(name)
     if not found.available:
         raise MissingDependency(f"{name} needs {found.packages[0]}: {found.install}")
-    made: System = importlib.import_module(f"vqdistill.bench.systems.{found.module}").make(name)
+    return found
+
+
+def load(name: str) -> System:
+    """Load a system; raises as `require`."""
+    module = importlib.import_module(f"vqdistill.bench.systems.{require(name).module}")
+    made: System = module.make(name)
     return made

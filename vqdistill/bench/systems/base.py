@@ -19,7 +19,7 @@ Setting = dict[str, Any]
 
 REFINE = tuple(sorted({round(10 * 1.13**i) for i in range(40)}))
 """Numbers of candidates verified that systems are tuned over, 10..1,176."""
-SHARES = (1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64)
+SHARES = (1, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 3 / 64, 1 / 32, 1 / 64)
 """Shares of the lists that are tried as nprobe; most first."""
 
 
