@@ -132,7 +132,7 @@ def prepare(
     folder = out / f"{parts.name}-{parts.fingerprint()[:12]}"
     done = folder / "dataset" / "dataset.json"
     if not done.exists():
-        _write(parts, folder, threads)
+        _write(parts, folder, threads, {"source": Path(source).name})
     facts = json.loads(done.read_text())
     return Dataset(folder, parts.name, facts["metric"], facts["n"], facts["dim"], facts["origin"])
 
@@ -143,7 +143,7 @@ def open_prepared(folder: Path) -> Dataset:
     return Dataset(folder, facts["name"], facts["metric"], facts["n"], facts["dim"], facts["origin"])
 
 
-def _write(parts: Parts, folder: Path, threads: int) -> None:
+def _write(parts: Parts, folder: Path, threads: int, more: dict[str, Any]) -> None:
     unfinished = folder / f".dataset-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -156,7 +156,7 @@ def _write(parts: Parts, folder: Path, threads: int) -> None:
         _write_truth(parts, docs, folder / "truth.h5", threads)
         metric = "l2" if parts.metric is Metric.L2 else "ip"
         facts = {"format": _FORMAT, "name": parts.name, "metric": metric, "n": len(docs), "dim": docs.shape[1]}
-        text = json.dumps(facts | {"origin": parts.origin()}, indent=1, sort_keys=True)
+        text = json.dumps(facts | {"origin": parts.origin() | more}, indent=1, sort_keys=True)
         (unfinished / "dataset.json").write_text(text)
         shutil.rmtree(folder / "dataset", ignore_errors=True)
         unfinished.rename(folder / "dataset")

@@ -24,7 +24,7 @@ _COLOURS = (
     "#c0392b",
 )
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")
-_RECALLS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+_RECALLS = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 _WORST_GAP = 2e-4
 """Least distance to full recall that the axis shows."""
 
@@ -203,10 +203,10 @@ def _gap(recall: float) -> float:
 
 
 def _recall_axis(found: dict[str, list[Any]], recall: Callable[[Any], float]) -> dict[str, Any]:
-    values = [recall(point) for points in found.values() for point in points]
-    low = min(values, default=0.5)
-    ticks = [r for r in _RECALLS if r >= low - 0.3] or list(_RECALLS)
-    return {"tickvals": [_gap(r) for r in ticks], "ticktext": [f"{r:g}" for r in ticks]}
+    values = [recall(point) for points in found.values() for point in points] or [0.5]
+    low, high = min(_gap(value) for value in values) - 0.1, max(_gap(value) for value in values) + 0.1
+    ticks = [r for r in _RECALLS if low <= _gap(r) <= high]
+    return {"range": [low, high], "tickvals": [_gap(r) for r in ticks], "ticktext": [f"{r:g}" for r in ticks]}
 
 
 def _lines(

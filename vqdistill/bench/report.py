@@ -66,8 +66,8 @@ def to_html(summary: dict[str, Any]) -> str:
     template = _environment(escape=True).get_template("report.html.j2")
     drawn = {number: plots(dataset) for number, dataset in enumerate(summary["datasets"])}
     figures = {f"{n}-{plot.name}": plot.figure for n, found in drawn.items() for plot in found}
-    script = Markup(get_plotlyjs().replace("</script", "<\\/script"))  # noqa: S704
-    data = Markup(json.dumps(_finite(figures), default=list).replace("</", "<\\/"))  # noqa: S704
+    script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
+    data = Markup(json.dumps(_finite(figures), default=list).replace("</", "<\\/"))
     return template.render(summary, drawn=drawn, plotly=script, figures=data) + "\n"
 
 

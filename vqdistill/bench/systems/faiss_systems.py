@@ -10,9 +10,10 @@ from typing import Any
 import faiss
 import numpy as np
 
-from vqdistill.bench.systems import faiss_recipes
+from vqdistill.bench.systems import faiss_recipes, projection
 from vqdistill.bench.systems.base import I64, REFINE, Found, Index, Setting, Task, Verified, lists_for, nprobes
 from vqdistill.bench.systems.faiss_recipes import METRICS, Recipe, inner
+from vqdistill.bench.systems.projection import Projected
 from vqdistill.bench.verify import F16Rows
 from vqdistill.errors import BudgetInfeasible
 from vqdistill.types import F32Rows
@@ -86,31 +87,43 @@ class FaissCodes:
 
 
 class RaBitQ:
-    """IVF with RaBitQ codes, fast-scanned where this version of faiss can: as many bits a dimension as fit."""
+    """IVF with RaBitQ codes of 1 bit a dimension, fast-scanned; of fewer dimensions where they would not fit."""
 
     def build(self, task: Task, folder: Path) -> dict[str, Any]:
         """See System."""
         n, d = task.docs.shape
-        metric, nlist = METRICS[task.metric], lists_for(n)
-        limit = task.allowance_bytes or 1 << 62
-        while True:
-            index = faiss.IndexIVFRaBitQFastScan(faiss.IndexFlat(d, metric), d, nlist, metric)
-            size = (n + 32 * nlist) * (index.code_size + 8) + 4 * d * nlist
-            if size <= limit or nlist == 1:
-                break
-            nlist //= 2
-        if size > limit:
-            raise BudgetInfeasible(f"RaBitQ of 1 bit a dimension and ids take {size:,} B, the allowance is {limit:,} B")
+        metric = METRICS[task.metric]
+        width, nlist = _rabitq_shape(n, d, metric, task.allowance_bytes or 1 << 62)
+        axes = projection.train(task.docs, width)
+        projection.save(axes, folder)
+        rows = projection.apply(axes, task.docs)
         faiss.omp_set_num_threads(task.threads)
-        index.cp.seed = task.seed + 1234
-        index.train(task.docs)
-        index.add(task.docs)
+        index = _rabitq(width, nlist, metric)
+        index.cp.seed += task.seed
+        index.train(rows)
+        index.add(rows)
         faiss.write_index(index, str(folder / _FILE))
-        return {"nlist": nlist, "nbits": 1, "metric": task.metric}
+        return {"nlist": nlist, "nbits": 1, "metric": task.metric, "dimensions": width}
 
     def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
         """See System."""
-        return Verified(FaissCodes(faiss.read_index(str(folder / _FILE))), rows, metric)
+        return Verified(Projected(FaissCodes(faiss.read_index(str(folder / _FILE))), folder), rows, metric)
+
+
+def _rabitq(d: int, nlist: int, metric: int) -> Any:
+    return faiss.IndexIVFRaBitQFastScan(faiss.IndexFlat(d, metric), d, nlist, metric)
+
+
+def _rabitq_shape(n: int, d: int, metric: int, limit: int) -> tuple[int, int]:
+    """Return dimensions and lists that fit."""
+    for width in projection.widths(d):
+        nlist = lists_for(n)
+        axes = 4 * d * width if width < d else 0
+        while nlist >= 16:
+            if (n + 32 * nlist) * (_rabitq(width, nlist, metric).code_size + 8) + 4 * width * nlist + axes <= limit:
+                return width, nlist
+            nlist //= 2
+    raise BudgetInfeasible(f"RaBitQ of 1 bit for {projection.STEP} dimensions and ids of 8 B do not fit {limit:,} B")
 
 
 class RefineMmap:

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 from rabitqlib import IvfIndex, RaBitQKMeans
 
-from vqdistill.bench.systems.base import I64, Index, Setting, Task, Verified, files_bytes, lists_for, nprobes
+from vqdistill.bench.systems import projection
+from vqdistill.bench.systems.base import I64, Index, Setting, Task, Verified, lists_for, nprobes
+from vqdistill.bench.systems.projection import Projected
 from vqdistill.bench.verify import F16Rows
 from vqdistill.errors import BudgetInfeasible
 from vqdistill.types import F32Rows
 
+_FILE = "index.rabitq"
 _BITS = (4, 3, 2, 1)
 _FACTORS = 12
 """Bytes a row beside codes and ids, at most: the factors of its estimate."""
@@ -23,44 +26,47 @@ class Rabitq:
     """Clusters, encodes and saves."""
 
     def build(self, task: Task, folder: Path) -> dict[str, Any]:
-        """See System."""
+        """See System. Where not even 1 bit a dimension fits, rows are projected on fewer dimensions."""
         n, d = task.docs.shape
-        nlist, nbits = _shape(n, d, task.allowance_bytes)
-        clustering = RaBitQKMeans(d, nlist, num_threads=task.threads)
-        clustering.train(task.docs)
-        index = IvfIndex(dim=d, max_elements=n, num_clusters=nlist, nbits=nbits, metric=task.metric)
-        index.build(task.docs, clustering.centroids, clustering.assignments)
-        index.save(str(folder / "index.rabitq"))
+        width, nlist, nbits = _shape(n, d, task.allowance_bytes)
+        axes = projection.train(task.docs, width)
+        rows = projection.apply(axes, task.docs)
+        projection.save(axes, folder)
+        clustering = RaBitQKMeans(width, nlist, num_threads=task.threads)
+        clustering.train(rows)
+        index = IvfIndex(dim=width, max_elements=n, num_clusters=nlist, nbits=nbits, metric=task.metric)
+        index.build(rows, clustering.centroids, clustering.assignments)
+        index.save(str(folder / _FILE))
         (folder / "lists.json").write_text(json.dumps({"nlist": nlist}))
-        return {"nlist": nlist, "nbits": nbits}
+        return {"nlist": nlist, "nbits": nbits, "dimensions": width}
 
     def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
         """See System."""
-        return Verified(RabitqCodes(folder), rows, metric)
+        return Verified(Projected(RabitqCodes(folder), folder), rows, metric)
 
 
-def _shape(n: int, d: int, allowance: int) -> tuple[int, int]:
-    """Return lists and bits that fit."""
+def _shape(n: int, d: int, allowance: int) -> tuple[int, int, int]:
+    """Return dimensions, lists and bits that fit."""
     limit = allowance or 1 << 62
-    wide = 64 * -(-d // 64)
-    nlist = lists_for(n)
-    while nlist >= 1:
+    for width in projection.widths(d):
+        wide = projection.STEP * -(-width // projection.STEP)
+        axes = 4 * d * width if width < d else 0
         for nbits in _BITS:
-            size = n * (wide * nbits // 8 + 4 + _FACTORS) + 4 * wide * nlist
-            if size <= limit:
-                return nlist, nbits
-        nlist //= 2
-    smallest = n * (wide // 8 + 4 + _FACTORS)
-    raise BudgetInfeasible(f"RaBitQ of 1 bit a dimension takes about {smallest:,} B, the allowance is {limit:,} B")
+            nlist = lists_for(n)
+            while nlist >= 16:
+                if n * (wide * nbits // 8 + 4 + _FACTORS) + 4 * wide * nlist + axes <= limit:
+                    return width, nlist, nbits
+                nlist //= 2
+    raise BudgetInfeasible(f"RaBitQ of 1 bit for {projection.STEP} dimensions does not fit {limit:,} B")
 
 
 class RabitqCodes:
     """A loaded index."""
 
     def __init__(self, folder: Path) -> None:
-        self._index = IvfIndex.load(str(folder / "index.rabitq"))
+        self._index = IvfIndex.load(str(folder / _FILE))
         self._nlist = json.loads((folder / "lists.json").read_text())["nlist"]
-        self.bytes = {"index file, all of which is loaded": files_bytes(folder)}
+        self.bytes = {"index file, all of which is loaded": (folder / _FILE).stat().st_size}
 
     def probes(self) -> list[Setting]:
         """See Codes."""
