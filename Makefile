@@ -36,7 +36,7 @@ build: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,bench,dev]'
 	touch $@
 
 sample: build

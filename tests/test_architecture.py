@@ -30,6 +30,7 @@ FLOORS = {
     "compiler": 4,
     "searcher": 4,
     "evaluate": 5,
+    "bench": 6,
     "cli": 7,
     "__main__": 8,
     "": 9,  # vqdistill/__init__.py: only names, loaded when they are used
@@ -57,14 +58,31 @@ ABSENT = {
 
 DOORS = {
     "_native": {"kernels", "index.reader", "searcher"},
-    "numba": {"kernels.jit", "kernels.additive", "kernels.threads"},
+    "numba": {"kernels.jit", "kernels.additive", "kernels.threads", "bench.verify"},
+    "llvmlite": {"bench.verify"},
     "torch": {"distill"},
-    "h5py": {"data"},
-    "pyarrow": {"data"},
+    "h5py": {"data", "bench"},
+    "pyarrow": {"data", "bench.systems.lance_system"},
     "threadpoolctl": {"data.exact", "kernels.threads"},
-    "click": {"cli"},
+    "click": {"cli", "bench.commands"},
+    "scipy": {"bench.scoring"},
+    "ir_measures": {"bench.scoring"},
+    "plotly": {"bench.plots", "bench.report"},
+    "jinja2": {"bench.report"},
+    "markupsafe": {"bench.report"},
+    "pooch": {"bench.fetch"},
+    "faiss": {"bench.systems.faiss_recipes", "bench.systems.faiss_systems", "bench.systems.autofaiss_system"},
+    "autofaiss": {"bench.systems.autofaiss_system"},
+    "scann": {"bench.systems.scann_system"},
+    "rabitqlib": {"bench.systems.rabitq_system"},
+    "turbovec": {"bench.systems.turbovec_system"},
+    "diskannpy": {"bench.systems.diskann_system"},
+    "lancedb": {"bench.systems.lance_system"},
+    "svs": {"bench.systems.svs_system"},
+    "hnswlib": {"bench.systems.hnswlib_system"},
+    "usearch": {"bench.systems.usearch_system"},
     "tqdm": {"progress"},
-    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli"}
+    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.supervision"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
@@ -76,6 +94,7 @@ LATE = {
     ("cli", "vqdistill.data.sources"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),
+    ("bench.systems.ours", "vqdistill.compiler.build"),
 }
 """Imports inside functions: optional libraries, and what would bring heavy ones into every search."""
 

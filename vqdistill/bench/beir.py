@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def open_beir(folder: Path, *, metric: str | None, seed: int) -> Parts:
     src = open_source(_embeddings(folder, "corpus"), metric=metric)
     queries = open_queries(_embeddings(folder, "queries"), src)
     doc_ids, query_ids = _ids(folder, "corpus", src), _ids(folder, "queries", queries)
-    names = {"n_queries": queries.n, "n_docs": src.n, "query_ids": query_ids, "doc_ids": doc_ids}
+    names: dict[str, Any] = {"n_queries": queries.n, "n_docs": src.n, "query_ids": query_ids, "doc_ids": doc_ids}
     test = folder / "qrels" / "test.tsv"
     if not test.is_file():
         raise InvalidInput(f"{folder} must have qrels/test.tsv")

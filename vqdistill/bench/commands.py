@@ -12,14 +12,17 @@ from typing import Any
 import click
 
 from vqdistill.bench.budgets import parse_budgets
-from vqdistill.errors import InvalidInput
+from vqdistill.errors import InvalidInput, MissingDependency
 
 _TIME = {"": 1, "s": 1, "m": 60, "h": 3600}
 
 
 def _late(name: str) -> Any:
     """Load a part of the benchmark; the other commands need none of it."""
-    return importlib.import_module(f"vqdistill.bench.{name}")
+    try:
+        return importlib.import_module(f"vqdistill.bench.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(f"the benchmark needs {error.name}: pip install 'vqdistill[bench]'") from None
 
 
 @click.command("bench")

@@ -45,7 +45,7 @@ class Prober:
     def __init__(self, dataset: Dataset, system: str, setting: dict[str, Any], folder: Path, place: Place) -> None:
         self._folder, self._place = folder, place
         self._files = [path for path in (folder / "index").rglob("*") if path.is_file()] + [dataset.f16_path]
-        queries = folder / "queries.npy"
+        queries, self._answers = folder / "queries.npy", folder / "answers.npz"
         np.save(queries, dataset.rows("test")[:QUERIES])
         facts = {"name": dataset.name, "metric": dataset.metric, "n": dataset.n, "dim": dataset.dim, "origin": {}}
         self._job = {
@@ -54,7 +54,7 @@ class Prober:
             "system": system,
             "setting": setting,
             "queries": str(queries),
-            "answers": str(folder / "answers.npz"),
+            "answers": str(self._answers),
         }
 
     def ask(self, cap: Cap | None = None, cold: bool = False) -> tuple[Answers, int]:
@@ -62,7 +62,7 @@ class Prober:
         left = evict(self._files) if cold else 0
         place = self._place if cap is None else Place(self._place.cores, self._place.time_limit_s, cap.join)
         memory = run_stage("probe", self._job, self._folder, place)
-        with np.load(self._job["answers"]) as answers:
+        with np.load(self._answers) as answers:
             return Answers(memory, answers["ids"], answers["seconds"]), left
 
 

@@ -35,7 +35,7 @@ def resident_pages(fd: int) -> int:
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
         if _LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages):
             raise OSError(ctypes.get_errno(), "mincore")
-    return int((np.frombuffer(pages, np.uint8) & 1).sum())
+    return int((np.frombuffer(bytes(pages), np.uint8) & 1).sum())
 
 
 def memory_of_this_process() -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +75,7 @@ def check(
     return Checked(kept, exact, findings)
 
 
-def _finding(name: str, kind: str, bad: npt.NDArray[np.bool_], what: str, refused: bool = True) -> list[Finding]:
+def _finding(name: str, kind: str, bad: Any, what: str, refused: bool = True) -> list[Finding]:
     """Name the first of the queries (q,) that are `bad`."""
     if not bad.any():
         return []

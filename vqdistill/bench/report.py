@@ -58,7 +58,8 @@ def to_json(summary: dict[str, Any]) -> str:
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """Return the tables."""
-    return _environment(escape=False).get_template("report.md.j2").render(summary) + "\n"
+    text: str = _environment(escape=False).get_template("report.md.j2").render(summary)
+    return text + "\n"
 
 
 def to_html(summary: dict[str, Any]) -> str:
@@ -68,7 +69,8 @@ def to_html(summary: dict[str, Any]) -> str:
     figures = {f"{n}-{plot.name}": plot.figure for n, found in drawn.items() for plot in found}
     script = Markup(get_plotlyjs().replace("</script", "<\\/script"))
     data = Markup(json.dumps(_finite(figures), default=list).replace("</", "<\\/"))
-    return template.render(summary, drawn=drawn, plotly=script, figures=data) + "\n"
+    page: str = template.render(summary, drawn=drawn, plotly=script, figures=data)
+    return page + "\n"
 
 
 RENDERERS: dict[str, Callable[[dict[str, Any]], str]] = {".html": to_html, ".md": to_markdown, ".json": to_json}

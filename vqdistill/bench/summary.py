@@ -111,7 +111,7 @@ def _run_facts(one: Scored, n: int) -> dict[str, Any]:
     memory = dict(facts.get("memory") or {})
     for kind in ("warm", "cold"):
         if kind in memory:
-            memory[kind] = latency_ms(memory[kind]["seconds"]) | {
+            memory[kind] = (latency_ms(memory[kind]["seconds"]) or {}) | {
                 name: value for name, value in memory[kind].items() if name != "seconds"
             }
     kept = {name: facts.get(name) for name in ("system", "budget", "repeat", "seed", "core", "build", "bytes")}
@@ -133,7 +133,8 @@ def _first_repeats(kept: list[Scored]) -> list[Scored]:
 
 def _best(kept: list[Scored], budget: str, target: float, judge: Judge) -> dict[str, Any]:
     """Return who is fastest at a recall within a budget, and the ratio of ours to the best rival."""
-    entries, places = [], {}
+    entries: list[dict[str, Any]] = []
+    places: dict[str, Operation] = {}
     for one in _first_repeats(kept):
         if one.budget not in (budget, UNLIMITED):
             continue

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.extending
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
 from vqdistill.types import F32Rows
 
@@ -44,8 +44,7 @@ def map_rows(path: Path) -> F16Rows:
     return rows
 
 
-@intrinsic
-def _as_float(typing: Any, bits: Any) -> Any:
+def _emit_as_float(typing: Any, bits: Any) -> Any:
     """Convert the bits of a float16 with the instruction of the machine, which LLVM applies to whole vectors."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -54,8 +53,7 @@ def _as_float(typing: Any, bits: Any) -> Any:
     return types.float32(types.uint16), emit
 
 
-@intrinsic
-def _prefetch(typing: Any, array: Any, at: Any) -> Any:
+def _emit_prefetch(typing: Any, array: Any, at: Any) -> Any:
     """Ask for the cache line of array.ravel()[at], for reading."""
 
     def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -68,6 +66,11 @@ def _prefetch(typing: Any, array: Any, at: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), emit
+
+
+# Any: the first argument is filled in, which their type forgets.
+_as_float: Any = numba.extending.intrinsic(_emit_as_float)
+_prefetch: Any = numba.extending.intrinsic(_emit_prefetch)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)

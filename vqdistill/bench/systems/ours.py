@@ -26,7 +26,12 @@ class Ours:
         """See System. The dense rows on disk are float16 as everybody's."""
         from vqdistill.compiler.build import compile  # here, because searching needs no torch
 
-        options = {"ram": task.budget, "metric": task.metric, "seed": task.seed, "distill": self._distill}
+        options: dict[str, Any] = {
+            "ram": task.budget,
+            "metric": task.metric,
+            "seed": task.seed,
+            "distill": self._distill,
+        }
         queries = "none" if task.learn is None else str(task.learn)
         compile(task.docs_path, folder / _NAME, queries=queries, threads=task.threads, **options)
         return options | {"queries": "pseudo-queries of the documents" if task.learn is None else "learn queries"}
