@@ -52,6 +52,8 @@ SYSTEMS = (
     _faiss("ivfpq", "IVF, PQ fast-scan"),
     _faiss("ivfpq-residual", "IVF, PQ fast-scan of residuals"),
     _faiss("ivfopq", "OPQ rotation, IVF, PQ fast-scan"),
+    _faiss("ivfpq-half", "IVF, PQ fast-scan of codes half as long as fit"),
+    _faiss("ivfopq-half", "OPQ rotation, IVF, PQ fast-scan of codes half as long as fit"),
     _faiss("ivfrabitq", "IVF, RaBitQ of 1 bit a dimension"),
     _faiss("lsq", "local search quantizer, fast-scan of all codes"),
     _faiss("rq", "residual quantizer, fast-scan of all codes"),

@@ -31,6 +31,8 @@ class Fastscan:
     lists: bool = False
     rotated: bool = False
     residual: bool = False
+    half: bool = False
+    """whether codes are half as long as they could be: faster to scan, with more candidates to verify"""
 
     def build(self, task: Task, folder: Path) -> dict[str, Any]:
         """See System."""
@@ -53,7 +55,7 @@ class Fastscan:
             fitting = [recipe for recipe in choices if recipe.bytes_at_most(n, d) <= limit]
             # Lists may take a quarter of the allowance, as ours may.
             if fitting and (nlist < 2 or 4 * (4 * d + 16 * fitting[-1].m) * nlist <= limit):
-                return fitting[-1]
+                return fitting[(len(fitting) - 1) // 2 if self.half else -1]
             if nlist < 2:
                 raise BudgetInfeasible(f"no {self.codes} codes of faiss fit {limit:,} B with {n} x {d} rows")
             nlist //= 2
@@ -119,7 +121,7 @@ def _rabitq_shape(n: int, d: int, metric: int, limit: int) -> tuple[int, int]:
     for width in projection.widths(d):
         nlist = lists_for(n)
         axes = 4 * d * width if width < d else 0
-        while nlist >= 16:
+        while nlist >= min(16, lists_for(n)):
             if (n + 32 * nlist) * (_rabitq(width, nlist, metric).code_size + 8) + 4 * width * nlist + axes <= limit:
                 return width, nlist
             nlist //= 2
@@ -180,6 +182,8 @@ _MAKERS: dict[str, Callable[[], Any]] = {
     "faiss-ivfpq-residual": lambda: Fastscan("pq", lists=True, residual=True),
     "faiss-ivfopq": lambda: Fastscan("pq", lists=True, rotated=True),
     "faiss-ivfrabitq": RaBitQ,
+    "faiss-ivfpq-half": lambda: Fastscan("pq", lists=True, half=True),
+    "faiss-ivfopq-half": lambda: Fastscan("pq", lists=True, rotated=True, half=True),
     "faiss-lsq": lambda: Fastscan("lsq"),
     "faiss-rq": lambda: Fastscan("rq"),
     "faiss-refine-mmap": RefineMmap,

@@ -30,8 +30,9 @@ class Rabitq:
         n, d = task.docs.shape
         width, nlist, nbits = _shape(n, d, task.allowance_bytes)
         axes = projection.train(task.docs, width)
-        rows = projection.apply(axes, task.docs)
         projection.save(axes, folder)
+        rows = _wide(projection.apply(axes, task.docs))
+        width = rows.shape[1]
         clustering = RaBitQKMeans(width, nlist, num_threads=task.threads)
         clustering.train(rows)
         index = IvfIndex(dim=width, max_elements=n, num_clusters=nlist, nbits=nbits, metric=task.metric)
@@ -53,11 +54,16 @@ def _shape(n: int, d: int, allowance: int) -> tuple[int, int, int]:
         axes = 4 * d * width if width < d else 0
         for nbits in _BITS:
             nlist = lists_for(n)
-            while nlist >= 16:
+            while nlist >= min(16, lists_for(n)):
                 if n * (wide * nbits // 8 + 4 + _FACTORS) + 4 * wide * nlist + axes <= limit:
                     return width, nlist, nbits
                 nlist //= 2
     raise BudgetInfeasible(f"RaBitQ of 1 bit for {projection.STEP} dimensions does not fit {limit:,} B")
+
+
+def _wide(rows: F32Rows) -> F32Rows:
+    """Append zeros up to the least dimension that RaBitQ takes."""
+    return np.pad(rows, ((0, 0), (0, max(0, projection.STEP - rows.shape[1]))))
 
 
 class RabitqCodes:
@@ -74,7 +80,7 @@ class RabitqCodes:
 
     def candidates(self, queries: F32Rows, refine: int, probe: Setting) -> I64:
         """See Codes."""
-        found, distances = self._index.search(queries, k=refine, num_threads=1, **probe)
+        found, distances = self._index.search(_wide(queries), k=refine, num_threads=1, **probe)
         ids = np.asarray(found)
         # Fewer rows than asked for in the lists: the rest is the largest number there is.
         missing = ~np.isfinite(np.asarray(distances)) | (ids == np.iinfo(ids.dtype).max)

@@ -18,9 +18,8 @@ _DISTANCES = {"ip": "dot_product", "l2": "squared_l2"}
 _ASSETS = {
     "codes": ("hashed_dataset.npy", "hashed_dataset_soar.npy"),
     "ids": ("datapoint_to_token.npy",),
-    "centroids": ("serialized_partitioner.pb",),
-    "codebooks": ("ah_codebook.pb",),
 }
+"""Files of arrays; those of centroids and codebooks hold float64 or text, of what is float32 in memory."""
 _THRESHOLD = 0.2
 """Of anisotropic quantization, as in ScaNN's own examples for unit vectors."""
 
@@ -60,13 +59,13 @@ class Scann:
 
     def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
         """See System."""
-        return Verified(ScannCodes(folder), rows, metric)
+        return Verified(ScannCodes(folder, rows.shape[1]), rows, metric)
 
 
 class ScannCodes:
     """A loaded searcher."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, d: int) -> None:
         self._searcher = scann.load_searcher(str(folder))
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         self.bytes = {kind: sum(sizes.get(name, 0) for name in names) for kind, names in _ASSETS.items()}
@@ -74,6 +73,7 @@ class ScannCodes:
         self.bytes["codes"] //= 2
         tokens = np.load(folder / "datapoint_to_token.npy", mmap_mode="r")
         self._nlist = int(tokens.max()) + 1
+        self.bytes |= {"centroids": 4 * self._nlist * d, "codebooks": 4 * 16 * d}
 
     def probes(self) -> list[Setting]:
         """See Codes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ class Svs:
 
     def build(self, task: Task, folder: Path) -> dict[str, Any]:
         """See System."""
-        vectors = folder / "vectors.svs"
-        svs.np_to_svs(task.docs, str(vectors))
-        loader = svs.VectorDataLoader(str(vectors), svs.DataType.float32, dims=task.docs.shape[1])
         alpha = 0.95 if task.metric == "ip" else 1.2
         parameters = svs.VamanaBuildParameters(
             graph_max_degree=_DEGREE, window_size=_WINDOW, alpha=alpha, use_full_search_history=True
         )
-        lvq = svs.LVQLoader(loader, primary=4, residual=8)
-        index = svs.Vamana.build(parameters, lvq, _DISTANCES[task.metric], num_threads=task.threads)
+        with tempfile.TemporaryDirectory(dir=folder) as vectors:
+            svs.write_vecs(task.docs, f"{vectors}/rows.fvecs")
+            svs.convert_vecs_to_svs(f"{vectors}/rows.fvecs", f"{vectors}/rows.svs", svs.DataType.float32)
+            rows = svs.VectorDataLoader(f"{vectors}/rows.svs", svs.DataType.float32, dims=task.docs.shape[1])
+            lvq = svs.LVQLoader(rows, primary=4, residual=8)
+            index = svs.Vamana.build(parameters, lvq, _DISTANCES[task.metric], num_threads=task.threads)
         index.save(*(str(folder / part) for part in ("config", "graph", "data")))
-        vectors.unlink()
         return {"graph_max_degree": _DEGREE, "window_size": _WINDOW, "alpha": alpha, "lvq": "4x8"}
 
     def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
