@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import ablate
+import check
 import guards
 import h5py
 import measuring
@@ -106,3 +107,18 @@ def test_a_table_replaces_only_what_is_between_its_markers() -> None:
 def test_a_document_without_clear_markers_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="must have one line"):
         ablate.with_block(text, "new")
+
+
+def test_only_a_loss_beyond_noise_fails_the_check() -> None:
+    old = [check.Ratio("speed", "speed", 2.0, 1.9, 2.1), check.Ratio("reads", "reads", 3.0, 3.0, 3.0)]
+    fine = [check.Ratio("speed", "speed", 1.6, 1.5, 1.75), check.Ratio("reads", "reads", 2.9, 2.9, 2.9)]
+    assert check.losses(fine, old) == [] == check.losses(old, old)
+    slow = [check.Ratio("speed", "speed", 1.6, 1.5, 1.7), check.Ratio("reads", "reads", 2.8, 2.8, 2.8)]
+    assert [text.split(":")[0] for text in check.losses(slow, old)] == ["speed", "reads"]
+    assert "not reached any more" in check.losses(slow[1:], old)[0]
+
+
+def test_ratios_are_stored_for_the_check() -> None:
+    stored = check.json.loads(check.STORED.read_text(encoding="utf-8"))["ratios"]
+    assert {ratio["kind"] for ratio in stored} == set(check.SLACK)
+    assert all(ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in stored)

@@ -119,13 +119,13 @@ def rate(operation: Operation, clock: str = "seconds") -> float:
     return float(operation.facts["timed"] / seconds.min()) if len(seconds) else math.nan
 
 
-def rate_ratio(ours: Operation, theirs: Operation, seed: int = 0) -> Interval:
+def rate_ratio(ours: Operation, theirs: Operation, clock: str = "seconds", seed: int = 0) -> Interval:
     """Return the ratio of our queries a second to theirs, best pass to best pass.
 
     The interval is that of the ratio of medians, by bootstrap over the passes, widened to hold the ratio itself.
     """
-    ratio = rate(ours) / rate(theirs)
-    a, b = (op.facts["timed"] / op.seconds for op in (ours, theirs))
+    ratio = rate(ours, clock) / rate(theirs, clock)
+    a, b = (op.facts["timed"] / getattr(op, clock) for op in (ours, theirs))
     rng = np.random.default_rng(seed)
     ratios = np.median(rng.choice(a, (RESAMPLES, len(a))), axis=1) / np.median(
         rng.choice(b, (RESAMPLES, len(b))), axis=1

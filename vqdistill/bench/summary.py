@@ -146,14 +146,8 @@ def _best(kept: list[Scored], budget: str, target: float, judge: Judge) -> dict[
     entries.sort(key=lambda entry: -entry["queries_per_s"])
     rivals = [e for e in entries if not e["reference"] and not e["system"].startswith(OURS)]
     references = [e for e in entries if e["reference"]]
-    best: dict[str, Any] = {
-        "budget": budget,
-        "target": target,
-        "entries": entries,
-        "ratio": None,
-        "ratio_cpu": None,
-        "paired": None,
-    }
+    best: dict[str, Any] = {"budget": budget, "target": target, "entries": entries}
+    best |= dict.fromkeys(("ratio", "ratio_cpu", "paired"))
     best["ours"] = next((e for e in entries if e["system"] == OURS), None)
     best["rival"], best["reference"] = (next(iter(group), None) for group in (rivals, references))
     if best["ours"] and best["rival"]:
