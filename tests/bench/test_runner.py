@@ -187,8 +187,8 @@ def test_memories_and_limits(finished: Dataset, monkeypatch: pytest.MonkeyPatch)
     assert len(found["warm"]["seconds"]) == len(found["cold"]["seconds"]) == found["queries"]
     cap = found["cap"]
     assert cap["kind"] in (caps.CGROUP, caps.RLIMIT) and 1 <= len(cap["tried"]) <= 2
-    none = memory._holds(prober, 1 << 20, prober.ask()[0], 10.0)
-    assert none[0] is False  # no process lives in a mebibyte
+    free = memory.Answers({}, np.zeros(0, np.int64), np.zeros(0))
+    assert memory._holds(prober, 1 << 20, free, 10.0) == (False, None)  # no process lives in a mebibyte
 
 
 def test_repeats_share_an_index_and_are_compared(finished: Dataset) -> None:
@@ -229,7 +229,7 @@ def test_every_installed_system_finds_documents(name: str, dataset: Dataset, tmp
             systems.require(name)
         pytest.skip(f"{name} is not installed: {entry.install}")
     docs = np.asarray(dataset.rows("docs"))
-    allowance = 0 if entry.reference else 200 * len(docs)
+    allowance = 0 if entry.reference else 60 * len(docs)
     task = Task(docs, "ip", None, dataset.path("docs"), "32B/vec", allowance, 1, 0)
     system = systems.load(name)
     assert isinstance(system.build(task, tmp_path), dict)
@@ -240,7 +240,7 @@ def test_every_installed_system_finds_documents(name: str, dataset: Dataset, tmp
     found = index.search(queries, K, setting)
     one = index.search(queries[:1], K, setting)
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found.ids, truth, strict=True)])
-    assert recall > 0.9, name
+    assert recall > 0.8, name
     assert np.array_equal(one.ids, found.ids[:1]) and found.scores.shape == found.ids.shape == (len(queries), K)
 
 

@@ -94,9 +94,24 @@ def _dataset(place: Path, targets: list[float], imported: tuple[str, ...]) -> di
         "failed": [json.loads(path.read_text()) for path in sorted(place.glob(f"*{store.FAILED}"))],
         "missing": json.loads((place / "missing.json").read_text()) if (place / "missing.json").exists() else [],
         "best": best,
+        "quantizers": list(_quantizers(place)),
         "rival_wins": list(_rival_wins(kept, best)),
         "repeats": list(_repeats(kept)),
     }
+
+
+def _quantizers(place: Path) -> Iterator[dict[str, Any]]:
+    """Yield what bench/quantizers.py left in the folder: recall by code alone, at equal code bytes."""
+    kept = ("ram_bytes_per_vector", "candidate_recall", "recall_at_k_codes_only")
+    for path in sorted(place.glob("quantizers/*.json")):
+        facts = json.loads(path.read_text())
+        yield {"codes": facts["quantizer"]} | {name: facts[name] for name in kept}
+    for path in sorted(place.glob("quality/*.json")):
+        facts = json.loads(path.read_text())
+        named = {"learn": "vqdistill", "start": "vqdistill, undistilled"}.get(facts["queries"])
+        if named is not None:
+            figures = facts["eval_all_lists"]["output"] | facts
+            yield {"codes": named} | {name: figures[name] for name in kept}
 
 
 def _size(budget: str) -> tuple[str, float]:
