@@ -202,6 +202,7 @@ def test_repeats_share_an_index_and_are_compared(finished: Dataset) -> None:
 
 
 def test_codes_of_faiss_stay_within_what_was_reckoned() -> None:
+    faiss.omp_set_num_threads(1)
     docs = np.random.default_rng(0).standard_normal((500, 24)).astype(np.float32)
     for recipe in (Recipe("pq", 8), Recipe("pq", 10, 4, rotated=True), Recipe("rq", 4), Recipe("lsq", 4)):
         index = build(recipe, docs, train_rows=400)
@@ -229,7 +230,7 @@ def test_every_installed_system_finds_documents(name: str, dataset: Dataset, tmp
             systems.require(name)
         pytest.skip(f"{name} is not installed: {entry.install}")
     docs = np.asarray(dataset.rows("docs"))
-    allowance = 0 if entry.reference else 60 * len(docs)
+    allowance = 0 if entry.reference else 120 * len(docs)
     task = Task(docs, "ip", None, dataset.path("docs"), "32B/vec", allowance, 1, 0)
     system = systems.load(name)
     assert isinstance(system.build(task, tmp_path), dict)
