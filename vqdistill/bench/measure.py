@@ -31,17 +31,19 @@ class _Timed:
     point: Point
     calls: list[F32Rows]
     singles: list[F32Rows]
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
+    seconds: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    cpu_seconds: list[npt.NDArray[np.float64]] = field(default_factory=list)
     latencies: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
     def answer(self, index: Index) -> None:
         """Time one pass in batches and one query by query."""
-        begin, cpu = time.perf_counter(), time.process_time()
-        for call in self.calls:
+        wall, cpu = np.empty(len(self.calls)), np.empty(len(self.calls))
+        for number, call in enumerate(self.calls):
+            begin, cpu_begin = time.perf_counter(), time.process_time()
             index.search(call, K, self.point.setting)
-        self.seconds.append(time.perf_counter() - begin)
-        self.cpu_seconds.append(time.process_time() - cpu)
+            wall[number], cpu[number] = time.perf_counter() - begin, time.process_time() - cpu_begin
+        self.seconds.append(wall)
+        self.cpu_seconds.append(cpu)
         single = np.empty(len(self.singles))
         for number, query in enumerate(self.singles):
             begin = time.perf_counter()

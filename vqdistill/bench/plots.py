@@ -25,6 +25,9 @@ _COLOURS = (
 )
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")
 _RECALLS = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
+_STEPS = [step * 10.0**power for power in range(-3, 8) for step in (1, 2, 5)]
+_LOG = {"type": "log", "tickvals": _STEPS, "ticktext": [f"{step:,g}" for step in _STEPS]}
+"""Axes with a label at 1, 2, 5, 10, ..."""
 _WORST_GAP = 2e-4
 """Least distance to full recall that the axis shows."""
 
@@ -72,7 +75,7 @@ def against_bytes(dataset: dict[str, Any], style: dict[str, Any]) -> Plot:
             recall = max(op["metrics"]["recall"]["value"] for op in fast)
             found.setdefault(run["system"], []).append((run["bytes_per_vector"], recall, run["budget"]))
     figure = _lines(found, style, _recall_axis(found, lambda point: point[1]), lambda p: (p[0], _gap(p[1])))
-    figure.update_xaxes(title="bytes a vector in memory, all that is needed to answer", type="log")
+    figure.update_xaxes(title="bytes a vector in memory, all that is needed to answer", **_LOG)
     rows = [(s, b, f"{x:,.1f}", f"{y:.4f}") for s, points in found.items() for x, y, b in sorted(points)]
     return Plot(
         "bytes",
@@ -108,7 +111,7 @@ def against_rate(dataset: dict[str, Any], style: dict[str, Any], budget: str) ->
                     found.setdefault(run["system"], []).append(point)
     figure = _lines(found, style, None, lambda p: (_gap(p[0]), p[1]))
     figure.update_xaxes(title="recall@10", **_recall_axis(found, lambda point: point[0]))
-    figure.update_yaxes(title="queries/s, one core", type="log")
+    figure.update_yaxes(title="queries/s, one core", **_LOG)
     rows = [(s, f"{x:.4f}", f"{y:,.0f}") for s, points in found.items() for x, y, _ in sorted(points)]
     return Plot(
         f"rate-{budget.replace('/', '')}",
@@ -132,7 +135,7 @@ def reads(dataset: dict[str, Any], style: dict[str, Any]) -> Plot:
     wide = {name: style[name.rpartition(" ")[0]] for name in found}
     figure = _lines(found, wide, None, lambda p: (_gap(p[0]), p[1]))
     figure.update_xaxes(title="recall@10", **_recall_axis(found, lambda point: point[0]))
-    figure.update_yaxes(title="rows read a query", type="log")
+    figure.update_yaxes(title="rows read a query", **_LOG)
     rows = [(s, f"{x:.4f}", f"{y:,.1f}") for s, points in found.items() for x, y, _ in sorted(points)]
     text = "Rows of the dense vectors read a query against recall@10; down and right is better."
     return Plot("reads", "Reads a query", text, figure.to_plotly_json(), ("index", "recall@10", "rows read"), rows)
@@ -142,7 +145,7 @@ def build_time(dataset: dict[str, Any], style: dict[str, Any]) -> Plot:
     """Seconds of a build."""
     found = [(run["system"], run["budget"], run["build"]["seconds"]) for run in _first(dataset) if run.get("build")]
     figure = _bars(found, style, lambda name: name)
-    figure.update_yaxes(title="seconds to build", type="log")
+    figure.update_yaxes(title="seconds to build", **_LOG)
     rows = [(name, budget, f"{seconds:,.1f}") for name, budget, seconds in found]
     text = "Seconds that building the index took, with all cores given; lower is better."
     return Plot("build", "Build time", text, figure.to_plotly_json(), ("system", "budget", "seconds"), rows)
@@ -166,7 +169,7 @@ def memories(dataset: dict[str, Any], style: dict[str, Any]) -> Plot:
     for kind, colour in zip(dict.fromkeys(kind for _, kind, _ in found), _COLOURS, strict=False):
         x, y = zip(*[(name, value) for name, k, value in found if k == kind], strict=True)
         figure.add_bar(x=x, y=y, name=kind, marker={"color": colour})
-    figure.update_yaxes(title="MiB", type="log")
+    figure.update_yaxes(title="MiB", **_LOG)
     text = (
         "Three memories of each index: what it says it keeps, the growth of anonymous memory of a fresh process that"
         " opens it, and the smallest limit above the empty process under which results and p99 hold."

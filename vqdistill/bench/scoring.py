@@ -114,22 +114,29 @@ def mean_interval(values: F64, seed: int = 0) -> Interval:
 
 
 def rate(operation: Operation, clock: str = "seconds") -> float:
-    """Return queries a second of the best timed pass; NaN if it was not timed."""
+    """Return queries a second, each call at its best over the passes; NaN if it was not timed.
+
+    A call that was disturbed in one pass is not in all of them: the sum of the best is what the work itself takes.
+    """
     seconds = getattr(operation, clock)
-    return float(operation.facts["timed"] / seconds.min()) if len(seconds) else math.nan
+    return float(operation.facts["timed"] / _best_seconds(seconds)) if seconds.size else math.nan
+
+
+def _best_seconds(seconds: F64) -> float:
+    return float(seconds.min(axis=0).sum())
 
 
 def rate_ratio(ours: Operation, theirs: Operation, clock: str = "seconds", seed: int = 0) -> Interval:
-    """Return the ratio of our queries a second to theirs, best pass to best pass.
-
-    The interval is that of the ratio of medians, by bootstrap over the passes, widened to hold the ratio itself.
-    """
+    """Return the ratio of our queries a second to theirs, with an interval by bootstrap over the passes."""
     ratio = rate(ours, clock) / rate(theirs, clock)
-    a, b = (op.facts["timed"] / getattr(op, clock) for op in (ours, theirs))
     rng = np.random.default_rng(seed)
-    ratios = np.median(rng.choice(a, (RESAMPLES, len(a))), axis=1) / np.median(
-        rng.choice(b, (RESAMPLES, len(b))), axis=1
-    )
+
+    def resampled(operation: Operation) -> F64:
+        seconds = getattr(operation, clock)
+        drawn = rng.integers(0, len(seconds), (RESAMPLES, len(seconds)))
+        return np.array([operation.facts["timed"] / _best_seconds(seconds[rows]) for rows in drawn])
+
+    ratios = resampled(ours) / resampled(theirs)
     low, high = np.percentile(ratios, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
     return Interval(ratio, float(min(low, ratio)), float(max(high, ratio)))
 

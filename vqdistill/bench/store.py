@@ -32,9 +32,9 @@ class Operation:
     scores: npt.NDArray[np.float32]
     """(q, k) exact similarities, recomputed by the referee"""
     seconds: npt.NDArray[np.float64]
-    """(r,) wall time of each timed pass in batches; empty if it was not timed"""
+    """(r, c) wall time of each call of each timed pass in batches; empty if it was not timed"""
     cpu_seconds: npt.NDArray[np.float64]
-    """(r,) processor time of the same passes, of all threads"""
+    """(r, c) processor time of the same calls, of all threads"""
     latencies: npt.NDArray[np.float64]
     """(r, s) seconds of queries one at a time"""
     deep_ids: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))

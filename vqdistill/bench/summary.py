@@ -163,6 +163,7 @@ def _best(kept: list[Scored], budget: str, target: float, judge: Judge) -> dict[
     references = [e for e in entries if e["reference"]]
     best: dict[str, Any] = {"budget": budget, "target": target, "entries": entries}
     best |= dict.fromkeys(("ratio", "ratio_cpu", "paired"))
+    best["measured"] = any(one.system == OURS and one.budget == budget for one in kept)
     best["ours"] = next((e for e in entries if e["system"] == OURS), None)
     best["rival"], best["reference"] = (next(iter(group), None) for group in (rivals, references))
     if best["ours"] and best["rival"]:
@@ -181,13 +182,13 @@ def _short(facts: dict[str, Any]) -> dict[str, Any]:
 def _rival_wins(kept: list[Scored], best: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a sentence for each place where a rival is ahead of us."""
     for one in best:
-        where = f"at recall {one['target']:g} within {one['budget']}"
+        where = f"recall {one['target']:g} within {one['budget']}"
         ours, rival = one["ours"], one["rival"]
-        if rival and not ours:
-            yield f"{rival['system']} reaches it {where}, vqdistill does not"
+        if rival and not ours and one["measured"]:
+            yield f"{rival['system']} reaches {where}, vqdistill does not"
         elif rival and ours and rival["queries_per_s"] > ours["queries_per_s"]:
             ratio = rival["queries_per_s"] / ours["queries_per_s"]
-            yield f"{rival['system']} answers {ratio:.2f} times the queries/s of vqdistill {where}"
+            yield f"{rival['system']} answers {ratio:.2f} times the queries/s of vqdistill at {where}"
         reference = one["reference"]
         if reference and ours and reference["queries_per_s"] > ours["queries_per_s"]:
             ratio = reference["queries_per_s"] / ours["queries_per_s"]
