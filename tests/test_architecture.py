@@ -157,7 +157,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_only_the_command_line_uses_the_public_names() -> None:
-    assert {item.module for item in OURS if item.name == ""} <= {"cli"}
+    assert {room(item.module) for item in OURS if item.name == ""} <= {"cli"}
 
 
 def test_what_must_not_be_known_is_not_imported() -> None:
