@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from vqdistill.config import SearchParams
 from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.allow import Allow, prepare_allow
+from vqdistill.index.certificate import Certificate, Rung
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.types import F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 
@@ -45,6 +47,7 @@ class Searcher:
         coverage: float | None = None,
         refine: int | None = None,
         confidence: float | None = None,
+        recall: float | None = None,
         allow: Any = None,
         threads: int = 1,
         timeout_s: float | None = None,
@@ -60,6 +63,8 @@ class Searcher:
         refine, confidence : candidates verified with dense rows from disk: exactly `refine` (0 = rank by code only, or
             at least k); or as many as it takes until the share `confidence` of the results is expected among those
             read, `refine` at most. Neither: the confidence that the index was compiled for.
+        recall : instead of all these, the cheapest search that the index's certificate promises this recall of, by the
+            lower bound of its interval; for k up to the certified one, and all rows
         allow : rows that may be found: a boolean mask of the source's rows, external ids, or what `prepare` made of
             either; None = all
         threads : threads over the queries, or over the lists of few; results do not depend on it
@@ -74,21 +79,30 @@ class Searcher:
         Raises
         ------
         InvalidInput
-            If a query has another dimension, NaN, infinity, or is zero under cosine, or an option is out of range.
+            If a query has another dimension, NaN, infinity, or is zero under cosine, an option is out of range, or
+            nothing was certified that reaches `recall`.
         SearchTimeout
             If the time is over.
         VqdistillError
             If the dense file cannot be read.
         """
-        asked = (k, nprobe, coverage, refine, confidence, threads, timeout_s)
+        asked = (k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
         try:
             params, options = self._known(*asked)
         except TypeError:  # what cannot be a key is no option either; the check says so
             params, options = self._options(*asked)
         if allow is not None:
+            if recall is not None:
+                raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
             options = options | self._filter(allow)
         scores, positions, work = self._run("search", self._prepared(queries), params, **options)
+        if recall is not None:
+            scores, positions = (np.ascontiguousarray(found[:, :k]) for found in (scores, positions))
         return Hits(scores, *self._named(positions), work)
+
+    def rung(self, recall: float, k: int = 10) -> Rung:
+        """Return the certified way to search that `search(..., k, recall=recall)` takes, as `Certificate.choose`."""
+        return self._certificate(recall).choose(recall, k)
 
     def range_search(
         self,
@@ -181,6 +195,7 @@ class Searcher:
         coverage: Any,
         refine: Any,
         confidence: Any,
+        recall: Any,
         threads: Any,
         timeout_s: Any,
     ) -> tuple[SearchParams, dict[str, Any]]:
@@ -190,12 +205,23 @@ class Searcher:
             coverage=coverage,
             refine=refine,
             confidence=confidence,
+            recall=recall,
             threads=threads,
             timeout_s=timeout_s,
         )
+        if recall is not None:
+            certificate = self._certificate(recall)
+            rung, k = certificate.choose(recall, self._checked_k(k)), certificate.k
+            params = replace(params, recall=None, **rung.options)
         results, deviations = self._checked_k(k), self.reader.manifest.search.deviations
         fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
         return params, fixed | self._probing(params) | self._verification(params, results)
+
+    def _certificate(self, recall: Any) -> Certificate:
+        certificate = self.reader.manifest.certificate
+        if certificate is None:
+            raise InvalidInput(f"recall needs an index with a certificate, got {recall} for one without")
+        return certificate
 
     def _checked_k(self, k: Any) -> int:
         n = self.reader.manifest.n

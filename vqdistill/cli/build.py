@@ -17,6 +17,9 @@ from vqdistill.progress import ConsoleProgress
 
 @click.command("compile")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
+@click.option(
+    "--recall", metavar="0.95@10", help="Make the cheapest search that is proven to find so much the default."
+)
 @build_options
 def compile_command(
     source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, **options: Any

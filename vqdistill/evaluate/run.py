@@ -14,6 +14,7 @@ from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.data.teacher import ExactTeacher
 from vqdistill.errors import InvalidInput
 from vqdistill.evaluate import metrics
+from vqdistill.evaluate.ladder import QuerySet
 from vqdistill.evaluate.memory import rss_delta_bytes
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.searcher import Searcher
@@ -26,13 +27,9 @@ _LABEL_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class TestSet:
+class TestSet(QuerySet):
     """Queries that nothing was tuned on, with what is right for them."""
 
-    queries: F32Rows
-    """(q, d) float32, prepared"""
-    neighbors: npt.NDArray[np.int64]
-    """(q, >= k) exact nearest rows, best first"""
     labels: npt.NDArray[Any] | None
     """(q,) or (q, l) right rows, -1 padding; None where the data set has none"""
 
