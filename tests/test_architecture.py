@@ -74,6 +74,7 @@ LATE = {
     ("index.reader", "vqdistill.model.ivfpq"),
     ("index.reader", "vqdistill.model.space"),
     ("cli", "vqdistill.data.sources"),
+    ("cli", "vqdistill.evaluate.certificate"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),
 }

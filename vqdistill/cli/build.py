@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import vqdistill as vqd
+from vqdistill.cli.ladder import certificate_lines
 from vqdistill.cli.options import build_options
 from vqdistill.cli.show import show
 from vqdistill.compiler.passes import default_codes
@@ -26,9 +27,13 @@ def compile_command(
 ) -> None:
     """Train codebooks for INPUT within the budget and write an index."""
     report = vqd.compile(source, out, queries=queries, distill=not no_distill, progress=ConsoleProgress(), **options)
-    if not as_json:  # the plan has been shown before the work began
-        del report["plan"]
+    if as_json:
+        show({"index": out} | report, as_json)
+        return
+    del report["plan"], report["certificate"], report["timings"]  # shown before the work began, and below
     show({"index": out} | report, as_json)
+    with vqd.open_index(out) as reader:
+        click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
 
 
 @click.command("plan")

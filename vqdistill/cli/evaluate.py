@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 import vqdistill as vqd
+from vqdistill.cli.ladder import checked_lines
 from vqdistill.cli.options import search_options
 from vqdistill.cli.show import show
 
@@ -14,11 +16,36 @@ from vqdistill.cli.show import show
 @click.command("eval")
 @click.argument("index", metavar="INDEX")
 @click.argument("dataset", metavar="DATASET.h5")
+@click.option("--certificate", is_flag=True, help="Measure each rung of the certificate, and say whether it holds.")
 @search_options
-def eval_command(index: str, dataset: str, k: int, nprobe: Any, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def eval_command(
+    context: click.Context,
+    /,
+    index: str,
+    dataset: str,
+    certificate: bool,
+    k: int,
+    nprobe: Any,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Measure INDEX on the test queries, exact neighbours and labels of DATASET."""
+    from vqdistill.evaluate.certificate import check_certificate
     from vqdistill.evaluate.run import evaluate
 
+    if certificate:
+        _refuse_given(context, ("k", "nprobe", "coverage", "refine", "confidence", "recall"))
+        checked = {"index": index} | check_certificate(index, dataset, options["threads"])
+        show(checked, as_json=True) if as_json else click.echo("\n".join(checked_lines(checked)))
+        return
     with vqd.open_index(index) as reader:
         probes = reader.manifest.nlist if nprobe == "all" else nprobe
     show(evaluate(index, dataset, k=k, nprobe=probes, **options), as_json)
+
+
+def _refuse_given(context: click.Context, names: Sequence[str]) -> None:
+    """Refuse options of a search, which the rungs of a certificate bring along."""
+    for name in names:
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--certificate has settings of its own, got {name} besides")

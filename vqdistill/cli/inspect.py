@@ -7,6 +7,7 @@ import json
 import click
 
 import vqdistill as vqd
+from vqdistill.cli.ladder import certificate_lines
 from vqdistill.cli.options import json_option
 from vqdistill.cli.show import show
 from vqdistill.errors import CorruptIndex
@@ -23,7 +24,11 @@ def inspect_command(index: str, as_json: bool) -> None:
         shown = json.loads(reader.manifest.to_bytes())
         for segment in shown["segments"].values():
             del segment["crc32"]
+        if not as_json:  # as a table, below
+            del shown["certificate"]
         show({"index": index} | shown | sizes, as_json)
+        if not as_json:
+            click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
 
 
 @click.command("verify")

@@ -104,6 +104,12 @@ def search_options(command: Command) -> Command:
             metavar="SHARE",
             help="Share of the results expected among the candidates read. Default: calibrated by compile.",
         ),
+        click.option(
+            "--recall",
+            type=float,
+            metavar="SHARE",
+            help="Instead of these: the cheapest search that the index's certificate promises this recall of.",
+        ),
         click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True),
         json_option,
     )

@@ -88,7 +88,7 @@ class SearchPolicy:
             search.fail("temperature", temperature, "null if and only if there are no rungs")
         confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", *_FLOAT32)
         if (error is None and confidence is not None) or (confidence is None and error is not None and version < 4):
-            search.fail("confidence", confidence, "null where error is")
+            search.fail("confidence", confidence, "null if error is, and before version 4 only then")
         deviations = search.number_or_null("deviations", 0.0, 1e6)
         return cls(
             nprobe=nprobe,
