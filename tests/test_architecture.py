@@ -75,6 +75,8 @@ LATE = {
     ("index.reader", "vqdistill.model.space"),
     ("cli", "vqdistill.data.sources"),
     ("cli", "vqdistill.evaluate.certificate"),
+    ("cli", "vqdistill.evaluate.diagnose"),
+    ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),
 }

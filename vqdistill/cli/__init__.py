@@ -1,4 +1,4 @@
-"""Command line: `vqdistill compile | plan | search | eval | inspect | verify`."""
+"""Command line: `vqdistill compile | plan | search | eval | explain | inspect | verify`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 import vqdistill as vqd
 from vqdistill.cli.build import compile_command, plan_command
-from vqdistill.cli.evaluate import eval_command
+from vqdistill.cli.evaluate import eval_command, explain_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
 from vqdistill.errors import VqdistillError
@@ -32,6 +32,7 @@ for command in (
     plan_command,
     search_command,
     eval_command,
+    explain_command,
     inspect_command,
     verify_command,
 ):

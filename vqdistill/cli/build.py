@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.ladder import certificate_lines
 from vqdistill.cli.options import build_options
 from vqdistill.cli.show import show
+from vqdistill.cli.tables import certificate_lines
 from vqdistill.compiler.passes import default_codes
 from vqdistill.errors import InvalidInput
 from vqdistill.progress import ConsoleProgress

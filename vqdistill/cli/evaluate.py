@@ -1,4 +1,4 @@
-"""`eval`: what an index is worth on a data set."""
+"""`eval` and `explain`: what an index is worth on a data set, and what it loses there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.ladder import checked_lines
 from vqdistill.cli.options import search_options
 from vqdistill.cli.show import show
+from vqdistill.cli.tables import checked_lines, explained_lines
 
 
 @click.command("eval")
@@ -39,9 +39,25 @@ def eval_command(
         checked = {"index": index} | check_certificate(index, dataset, options["threads"])
         show(checked, as_json=True) if as_json else click.echo("\n".join(checked_lines(checked)))
         return
+    show(evaluate(index, dataset, k=k, nprobe=_lists(index, nprobe), **options), as_json)
+
+
+@click.command("explain")
+@click.argument("index", metavar="INDEX")
+@click.argument("dataset", metavar="DATASET.h5")
+@search_options
+def explain_command(index: str, dataset: str, k: int, nprobe: Any, as_json: bool, **options: Any) -> None:
+    """Tell where searches of INDEX lose true neighbours of the test queries of DATASET, and what would win them back."""
+    from vqdistill.evaluate.explain import explain
+
+    explained = {"index": index} | explain(index, dataset, k=k, nprobe=_lists(index, nprobe), **options)
+    show(explained, as_json=True) if as_json else click.echo("\n".join(explained_lines(explained)))
+
+
+def _lists(index: str, nprobe: Any) -> int | None:
+    """Lists to visit, where "all" may stand for a number."""
     with vqd.open_index(index) as reader:
-        probes = reader.manifest.nlist if nprobe == "all" else nprobe
-    show(evaluate(index, dataset, k=k, nprobe=probes, **options), as_json)
+        return reader.manifest.nlist if nprobe == "all" else nprobe
 
 
 def _refuse_given(context: click.Context, names: Sequence[str]) -> None:

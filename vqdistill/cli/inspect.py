@@ -7,9 +7,9 @@ import json
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.ladder import certificate_lines
 from vqdistill.cli.options import json_option
 from vqdistill.cli.show import show
+from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import CorruptIndex
 from vqdistill.index.reader import verify
 

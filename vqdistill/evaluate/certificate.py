@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,16 +115,11 @@ def check_certificate(index: str | Path, dataset: str | Path, threads: int = 1) 
         if certificate is None:
             raise InvalidInput(f"{index} must have a certificate to check, got none: it was compiled without one")
         k, searcher = certificate.k, Searcher(reader)
-        test = load_test_set(dataset, reader, k, threads)
-        asked: QuerySet = test
-        if reader.manifest.adapters:
-            src = open_source(dataset, metric=reader.manifest.metric)
-            lists = ExactTeacher(src, threads).relevance(as_verified(reader, test.queries), k)
-            asked = replace(asked, neighbors=lists.padded(k)[0])
+        asked = true_neighbors(reader, dataset, k, threads)
         rungs = [_checked(searcher, asked, rung, k, threads) for rung in certificate.rungs]
     return {
         "k": k,
-        "queries": len(test.queries),
+        "queries": len(asked.queries),
         "certified_on": certificate.queries,
         "real_queries": certificate.real_queries,
         "level": certificate.level,
@@ -133,6 +128,22 @@ def check_certificate(index: str | Path, dataset: str | Path, threads: int = 1) 
         "hold": sum(rung["holds"] for rung in rungs),
         "of": len(rungs),
     }
+
+
+def true_neighbors(reader: IndexReader, dataset: str | Path, k: int, threads: int) -> QuerySet:
+    """Test queries of a data set, and the rows that an exhaustive search ranks first for them as the index scores rows.
+
+    Raises
+    ------
+    InvalidInput
+        As `load_test_set`.
+    """
+    test = load_test_set(dataset, reader, k, threads)
+    if not reader.manifest.adapters:
+        return test
+    src = open_source(dataset, metric=reader.manifest.metric)
+    lists = ExactTeacher(src, threads).relevance(as_verified(reader, test.queries), k)
+    return QuerySet(test.queries, lists.padded(k)[0])
 
 
 def _checked(searcher: Searcher, asked: QuerySet, rung: Rung, k: int, threads: int) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from vqdistill.config import SearchParams
 from vqdistill.index.fields import Fields
 
 UNCALIBRATED_SHARE = 0.25
@@ -37,6 +38,16 @@ class SearchPolicy:
     """Standard deviation of exact score - code score among a query's candidates, around its mean."""
     deviations: float | None = None
     """Standard deviations above its mean that the rest of a code is credited with when a scan drops blocks early."""
+
+    def fill(self, params: SearchParams, k: int) -> SearchParams:
+        """Put the defaults in where a search for `k` results leaves the choice to the index."""
+        if params.nprobe is None and params.coverage is None:
+            lists = {"nprobe": self.nprobe} if self.coverage is None else {"coverage": self.coverage}
+            params = replace(params, **lists)
+        if params.refine is None:
+            confidence = self.confidence if params.confidence is None else params.confidence
+            params = replace(params, refine=max(self.refine, k) if self.refine else 0, confidence=confidence)
+        return params if params.refine else replace(params, confidence=None)
 
     def lift(self, coverage: float) -> float:
         """Return the lift for a coverage up to the last rung: geometric between rungs, that of the first one below."""

@@ -127,7 +127,7 @@ class IndexReader:
             residual=self.manifest.residual,
             mean=arrays["mean"],
             coarse=arrays["coarse"].astype(np.float32, copy=False),
-            router=arrays["router"].astype(np.float32, copy=False),
+            router=self.router,
             rotation=self._rotation,
             codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
@@ -270,6 +270,11 @@ class IndexReader:
         """First position of each list, and the number of rows: (nlist + 1,) int64."""
         offsets: npt.NDArray[np.int64] = self._arrays["list_offsets"]
         return offsets
+
+    @property
+    def router(self) -> F32Rows:
+        """What ranks the lists: (nlist, d) float32."""
+        return np.asarray(self._arrays["router"], dtype=np.float32)
 
     @property
     def resident_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Certificates as tables for people."""
+"""Certificates and losses as tables for people."""
 
 from __future__ import annotations
 
@@ -61,8 +61,42 @@ def checked_lines(checked: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def explained_lines(explained: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what `explain` found: causes, deciles, suggestions."""
+    k, causes = explained["k"], explained["causes"]
+    yield (
+        f"recall@{k} {explained['recall']:.4f} of {explained['queries']} queries with {_options(explained['setting'])};"
+        f" {explained['lost']:,} true neighbours lost, a deficit of {explained['deficit']:.4f}"
+    )
+    yield from _table(
+        ("lost by", "neighbours", "deficit", "share"),
+        [
+            (name, f"{cause['lost']:,}", f"{cause['deficit']:.4f}", f"{cause['share']:.1%}")
+            for name, cause in causes.items()
+        ],
+    )
+    yield "tenths of the queries, hardest first:"
+    yield from _table(
+        ("queries", "recall", *causes),
+        [
+            (str(tenth["queries"]), *(f"{tenth[name]:.4f}" for name in ("recall", *causes)))
+            for tenth in explained["deciles"]
+        ],
+    )
+    if not explained["suggestions"]:
+        yield "no setting would win anything back"
+    for suggestion in explained["suggestions"]:
+        asked = suggestion.get("setting")
+        how = f"search with {_options(asked)}" if asked else f"compile with dense {suggestion['compile']['dense']}"
+        yield f"against {suggestion['cause']}: {how}: recall {suggestion['recall']:.4f} (+{suggestion['gains']:.4f})"
+
+
 def _search(rung: Rung) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in rung.options.items() if value is not None)
+    return _options(rung.options)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in options.items() if value is not None)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
