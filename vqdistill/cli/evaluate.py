@@ -47,7 +47,7 @@ def eval_command(
 @click.argument("dataset", metavar="DATASET.h5")
 @search_options
 def explain_command(index: str, dataset: str, k: int, nprobe: Any, as_json: bool, **options: Any) -> None:
-    """Tell where searches of INDEX lose true neighbours of the test queries of DATASET, and what would win them back."""
+    """Tell where searches of INDEX lose neighbours of the test queries of DATASET, and what would win them back."""
     from vqdistill.evaluate.explain import explain
 
     explained = {"index": index} | explain(index, dataset, k=k, nprobe=_lists(index, nprobe), **options)
