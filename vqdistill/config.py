@@ -296,6 +296,8 @@ class SearchParams:
     confidence: float | None = None
     """Reading stops when this share of the k results is expected among the candidates read. Near 1: more reads, less
     lost. None: the index's default, unless refine says how many."""
+    recall: float | None = None
+    """Recall that the index's certificate must promise, instead of the options above. None: these decide."""
     threads: int = 1
     """Threads over the queries of a call, or over the lists of fewer long queries. Results do not depend on it."""
     timeout_s: float | None = None
@@ -304,9 +306,12 @@ class SearchParams:
     def __post_init__(self) -> None:
         _require(self.nprobe is None or _is_int(self.nprobe, 1), "nprobe", self.nprobe, "a positive integer")
         _require(self.refine is None or _is_int(self.refine, 0), "refine", self.refine, "a non-negative integer")
-        for name in ("coverage", "confidence"):
+        for name in ("coverage", "confidence", "recall"):
             value = getattr(self, name)
             _require(value is None or (_is_finite(value) and 0 < value < 1), name, value, "a number between 0 and 1")
+        others = [name for name in ("nprobe", "coverage", "refine", "confidence") if getattr(self, name) is not None]
+        alone = self.recall is None or not others
+        _require(alone, "recall", self.recall, f"None where {' and '.join(others)} say how to search")
         _require(_is_int(self.threads, 1, 1024), "threads", self.threads, "an integer in 1..1024")
         limit = self.timeout_s
         _require(limit is None or (_is_finite(limit) and limit > 0), "timeout_s", limit, "a positive number of seconds")

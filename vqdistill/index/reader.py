@@ -81,7 +81,17 @@ class IndexReader:
             problems = list(_problems(path))
             if problems:
                 raise CorruptIndex(f"{problems[0]} (first of {len(problems)} problems)")
-        manifest = read_manifest(path)
+        return cls.open_files(path, read_manifest(path))
+
+    @classmethod
+    def open_files(cls, path: Path, manifest: Manifest) -> IndexReader:
+        """Open the segments in the directory `path` that a manifest names, which may not be published yet.
+
+        Raises
+        ------
+        CorruptIndex, VqdistillError
+            As `open`.
+        """
         with ExitStack() as stack:
             fds = {}
             for kind, segment in manifest.segments.items():
@@ -117,14 +127,23 @@ class IndexReader:
             residual=self.manifest.residual,
             mean=arrays["mean"],
             coarse=arrays["coarse"].astype(np.float32, copy=False),
-            router=arrays["router"].astype(np.float32, copy=False),
+            router=self.router,
             rotation=self._rotation,
             codewords=arrays["codewords"].astype(np.float32, copy=False),
             doc_codewords=self._load("doc_codewords"),
             space=space,
-            query_adapter=self._adapter("query"),
-            verify_adapter=self._adapter("verify"),
+            query_adapter=self.adapter("query"),
+            verify_adapter=self.adapter("verify"),
         )
+
+    def adapter(self, stage: str) -> QueryAdapter | None:
+        """The adapter of a stage, "query" or "verify"; None if there is none."""
+        arrays = self._adapter_arrays(stage)
+        if arrays is None:
+            return None
+        down, bias, up, rank, unit = arrays
+        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
+        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
 
     def engine(self, io: str = "auto") -> Engine:
         """Return a native engine over the resident arrays and the dense file; it shares their memory.
@@ -253,6 +272,11 @@ class IndexReader:
         return offsets
 
     @property
+    def router(self) -> F32Rows:
+        """What ranks the lists: (nlist, d) float32."""
+        return np.asarray(self._arrays["router"], dtype=np.float32)
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes held in memory: the payloads of the resident segments."""
         return self.manifest.resident_bytes
@@ -291,14 +315,6 @@ class IndexReader:
             return None
         down, bias, up = (self._arrays[f"{stage}_{part}"] for part in ("down", "bias", "up"))
         return down, bias, up, self.manifest.adapters[stage].rank, self.manifest.metric is Metric.COSINE
-
-    def _adapter(self, stage: str) -> QueryAdapter | None:
-        arrays = self._adapter_arrays(stage)
-        if arrays is None:
-            return None
-        down, bias, up, rank, unit = arrays
-        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
-        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
 
     def _segment(self, kind: str) -> Segment:
         return self.manifest.segments[kind]

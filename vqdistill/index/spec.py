@@ -13,12 +13,13 @@ from typing import Any
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
+from vqdistill.index.certificate import Certificate
 from vqdistill.index.fields import Fields, is_int, parse_json, show
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.types import Metric
 
 FORMAT = "vqdistill"
-VERSION = 3
+VERSION = 4
 """Format version that is written, and the newest that is read."""
 OLDEST_VERSION = 1
 """Oldest format version that is read."""
@@ -247,6 +248,8 @@ class Manifest:
     segments: Mapping[str, Segment]
     adapters: Mapping[str, AdapterShape] = field(default_factory=dict)
     """By stage, a name of ADAPTERS."""
+    certificate: Certificate | None = None
+    """What searches were measured to find; None where there were no queries to measure on."""
     version: int = VERSION
     """Format version of the files."""
 
@@ -295,6 +298,7 @@ class Manifest:
             "plan": self.plan,
             "search": self.search.to_json(),
             "report": self.report,
+            "certificate": None if self.certificate is None else self.certificate.to_json(),
             "segments": {kind: segment.to_json() for kind, segment in self.segments.items()},
         }
         return json.dumps(doc, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
@@ -325,6 +329,10 @@ class Manifest:
         adapters = _parse_adapters(top.object("adapters")) if version > 2 else {}
         layout = _parse_layout(top, version, adapters)
         metric, residual = _parse_scores(top, layout.codes)
+        search = SearchPolicy.parse(
+            top.object("search"), version=version, nlist=layout.nlist, has_dense=layout.dense != "none"
+        )
+        certified = top.object_or_null("certificate") if version > 3 else None
         return cls(
             generation=generation,
             index_id=bytes.fromhex(
@@ -342,18 +350,19 @@ class Manifest:
             tables=layout.tables,
             ids=layout.ids,
             plan=top.object("plan").values,
-            search=SearchPolicy.parse(
-                top.object("search"), version=version, nlist=layout.nlist, has_dense=layout.dense != "none"
-            ),
+            search=search,
             report=top.object("report").values,
             segments=_parse_segments(top.object("segments"), layout, generation),
             adapters=adapters,
+            certificate=None
+            if certified is None
+            else Certificate.parse(certified, n=layout.n, nlist=layout.nlist, policy=search),
             version=version,
         )
 
 
 _KEYS = frozenset(Manifest.__dataclass_fields__) | {"format", "version", "required_features", "d_out"}
-_SINCE = {"tables": 2, "adapters": 3}
+_SINCE = {"tables": 2, "adapters": 3, "certificate": 4}
 """Keys by the version that brought them."""
 
 

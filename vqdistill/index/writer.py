@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +17,10 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.certificate import Certificate
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import (
     ADAPTERS,
     DENSE,
@@ -47,6 +49,8 @@ _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codew
 _ADAPTER_PARTS = ("down", "bias", "up")
 
 Chunks = Iterator[npt.NDArray[Any]]
+Certify = Callable[[IndexReader], tuple[SearchPolicy, Certificate]]
+"""Measures the finished files of an index before they are published: its defaults, and what searches find."""
 
 
 class IndexWriter:
@@ -136,7 +140,13 @@ class IndexWriter:
                 self._spools["dense"].write(encode_dense(x, self._dense, self._n))
             self._n += len(x)
 
-    def publish(self, plan: Mapping[str, Any], search: SearchPolicy, report: Mapping[str, Any]) -> Manifest:
+    def publish(
+        self,
+        plan: Mapping[str, Any],
+        search: SearchPolicy,
+        report: Mapping[str, Any],
+        certify: Certify | None = None,
+    ) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
 
         If the very last sync (of the parent directory) fails, the complete index stays at its path.
@@ -145,6 +155,8 @@ class IndexWriter:
         ----------
         plan, report : JSON objects, stored as they are
         search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
+        certify : called with a reader of the finished files; the manifest stores what it returns. If it raises, nothing
+            is published
 
         Raises
         ------
@@ -165,6 +177,10 @@ class IndexWriter:
             for spool in self._spools.values():
                 spool.remove()
             manifest = self._manifest(plan, search, report, segments)
+            if certify is not None:
+                with IndexReader.open_files(self._temporary, manifest) as reader:
+                    search, certificate = certify(reader)
+                manifest = self._manifest(plan, search, report, segments, certificate)
             publish_manifest(self._ops, self._temporary, manifest)
             self._require_free_path()
             self._ops.rename(self._temporary, self._path)
@@ -270,6 +286,7 @@ class IndexWriter:
         search: SearchPolicy,
         report: Mapping[str, Any],
         segments: Mapping[str, Segment],
+        certificate: Certificate | None = None,
     ) -> Manifest:
         """Build the manifest and read it back, so that nothing is published that a reader would refuse."""
         layout = self._layout()
@@ -295,6 +312,7 @@ class IndexWriter:
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
             },
+            certificate=certificate,
         )
         try:
             data = manifest.to_bytes()
