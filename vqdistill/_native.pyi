@@ -17,7 +17,7 @@ _F32 = npt.NDArray[np.float32]
 _U8 = npt.NDArray[np.uint8]
 _I64 = npt.NDArray[np.int64]
 _Table = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
-"""A matrix of float32, of float16, or of bytes: along the last axis a float32 scale, then signed bytes, none of -128."""
+"""A matrix of float32, of float16, or of bytes: along the last axis a float32 scale, then bytes -127..127."""
 _Allow = tuple[npt.NDArray[np.uint32], _I64]
 _Adapter = tuple[_Table, _F32, _Table, int, bool]
 
