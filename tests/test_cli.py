@@ -439,10 +439,10 @@ def test_a_flipped_bit_in_header_manifest_or_current_is_found_at_open(index: Pat
 
 def test_an_index_of_a_newer_format(index: Path, refused: Callable[..., str]) -> None:
     manifest = next(index.glob("manifest-*.json"))
-    changed = manifest.read_bytes().replace(b'"version":3', b'"version":4')
+    changed = manifest.read_bytes().replace(b'"version":4', b'"version":5')
     manifest.write_bytes(changed)
     (index / "CURRENT").write_text(f"{manifest.name} {zlib.crc32(changed):08x}\n")
-    assert "version 4 is newer" in refused("inspect", index)
+    assert "version 5 is newer" in refused("inspect", index)
 
 
 # What goes wrong on the way

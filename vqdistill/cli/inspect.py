@@ -55,9 +55,9 @@ def verify_command(index: str, as_json: bool) -> None:
 
 def _is_index(path: str) -> bool:
     """Whether something is meant to be an index, be it damaged or missing."""
-    if not os.path.isdir(path):
-        return not os.path.lexists(path) and path.endswith(".vqd")
-    return any(name == CURRENT or name.endswith(".seg") for name in os.listdir(path))
+    if path.rstrip("/").endswith(".vqd"):
+        return True
+    return os.path.isdir(path) and any(name == CURRENT or name.endswith(".seg") for name in os.listdir(path))
 
 
 def _diagnose(source: str, queries: str | None, metric: str | None, as_json: bool) -> None:

@@ -61,7 +61,8 @@ def diagnose(source: Any, *, queries: Any = None, metric: str | None = None, see
     src = open_source(source, metric=metric)
     rng = np.random.default_rng([seed, 13])
     rows, unusable = _sample(src, rng)
-    asked, asked_unusable = None, {}
+    asked: F32Rows | None = None
+    asked_unusable: dict[str, int] = {}
     opened = src.companion("learn_queries") if queries is None else open_queries(queries, src)
     if isinstance(opened, TableSource):
         asked, asked_unusable = _sample(opened, rng)

@@ -114,7 +114,9 @@ def rows_of_ids(reader: IndexReader, ids: Any) -> npt.NDArray[np.int64]:
         hit = keys[at] == known
         rows[at[hit]] = reader.rows_of(positions[hit])
     if (rows < 0).any():
-        raise InvalidInput(f"expected_ids must be ids of the index, got {keys[rows < 0][0]!r}, which it does not have")
+        raise InvalidInput(
+            f"expected_ids must be ids of the index, got {keys[rows < 0][0].item()!r}, which it does not have"
+        )
     return rows[back.reshape(-1)]
 
 
