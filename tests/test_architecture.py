@@ -27,13 +27,13 @@ FLOORS = {
     "model": 2,
     "distill": 3,
     "index": 3,
-    "compiler": 4,
     "searcher": 4,
     "evaluate": 5,
-    "bench": 6,
-    "cli": 7,
-    "__main__": 8,
-    "": 9,  # vqdistill/__init__.py: only names, loaded when they are used
+    "compiler": 6,
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
+    "": 10,  # vqdistill/__init__.py: only names, loaded when they are used
 }
 
 SAME_FLOOR = {
@@ -83,7 +83,7 @@ DOORS = {
     "usearch": {"bench.systems.usearch_system"},
     "tqdm": {"progress"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
-    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.supervision"},
+    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.supervision"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
 
@@ -92,6 +92,9 @@ LATE = {
     ("index.reader", "vqdistill.model.ivfpq"),
     ("index.reader", "vqdistill.model.space"),
     ("cli", "vqdistill.data.sources"),
+    ("cli", "vqdistill.evaluate.certificate"),
+    ("cli", "vqdistill.evaluate.diagnose"),
+    ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),
@@ -176,7 +179,7 @@ def test_imports_go_down_only() -> None:
 
 
 def test_only_the_command_line_uses_the_public_names() -> None:
-    assert {item.module for item in OURS if item.name == ""} <= {"cli"}
+    assert {room(item.module) for item in OURS if item.name == ""} <= {"cli"}
 
 
 def test_what_must_not_be_known_is_not_imported() -> None:

@@ -16,6 +16,7 @@ from vqdistill.bench.datasets import Truth, read_qrels, read_truth
 from vqdistill.bench.store import Operation, Run
 from vqdistill.bench.tuning import K, threshold
 from vqdistill.data.relevance import Relevance
+from vqdistill.evaluate.interval import LEVEL, bootstrap_interval
 from vqdistill.evaluate.metrics import recall_at_k
 
 F64 = npt.NDArray[np.float64]
@@ -24,7 +25,6 @@ TOP_METRICS = {"nDCG@10": ir_measures.nDCG @ 10, "MRR@10": ir_measures.RR @ 10}
 DEEP_METRICS = {"Recall@100": ir_measures.R @ 100}
 """Of a search for 100 results, which verifies 100 candidates at least."""
 RESAMPLES = 1000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,9 @@ def label_metrics(ids: npt.NDArray[np.int64], qrels: Relevance, measures: dict[s
     return values
 
 
-def mean_interval(values: F64, seed: int = 0) -> Interval:
-    """Return the mean of a metric with a percentile bootstrap interval over queries."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=50,
-        method="percentile",
-        confidence_level=LEVEL,
-        rng=np.random.default_rng(seed),
-    )
-    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
+def mean_interval(values: F64) -> Interval:
+    """Return the mean of a metric with an interval by bootstrap over queries."""
+    return Interval(float(values.mean()), *bootstrap_interval(values))
 
 
 def rate(operation: Operation, clock: str = "seconds") -> float:

@@ -17,18 +17,20 @@ from vqdistill.compiler.adapted import adapt
 from vqdistill.compiler.passes import default_codes, settle
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.supervision import DenseTeacher, Supervision, supervise, teacher_kind
-from vqdistill.config import Budget, DistillConfig
+from vqdistill.compiler.proof import Proof
+from vqdistill.compiler.supervision import FEWEST_CERTIFIED, DenseTeacher, Supervision, supervise, teacher_kind
+from vqdistill.config import Budget, DistillConfig, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.data.teacher import Judge
 from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
-from vqdistill.index.spec import ID_BYTES
+from vqdistill.index.spec import ID_BYTES, Manifest
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
+from vqdistill.types import F32Rows
 
 
 def compile(
@@ -41,6 +43,7 @@ def compile(
     ids: Any = None,
     metric: str | None = None,
     ram: str | Budget = "32B/vec",
+    recall: str | float | RecallTarget | None = None,
     dense: str = "f16",
     codes: str | None = None,
     distill: bool = True,
@@ -69,6 +72,8 @@ def compile(
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
+    recall : such as "0.95@10": the default search of the index becomes the cheapest that is proven to reach it; None =
+        defaults that give up little of what the codes can do
     dense : rows on disk that verify candidates: "f16", "f32", "bf16", "i8" or "none"
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
         and the metric allow it, otherwise pq
@@ -83,14 +88,15 @@ def compile(
     Returns
     -------
     dict
-        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `seconds`.
+        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `certificate`
+        (recall of a ladder of searches on reserved queries, or None) and its `timings`, `seconds`.
 
     Raises
     ------
     InvalidInput
         If an option, file or row is not usable, or `out` exists.
     BudgetInfeasible
-        If nothing fits `ram`.
+        If nothing fits `ram`, or the finished index does not reach `recall`.
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
@@ -100,11 +106,14 @@ def compile(
     kind = teacher_kind(teacher, mix)
     if false_negatives is not None and (kind == "exact" or mix < 1):
         raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
+    wanted = None if recall is None else RecallTarget.parse(recall)
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     _require_free(out)
     src = open_source(input, metric=metric, ids=ids)
+    if wanted is not None and wanted.k > src.n:
+        raise InvalidInput(f"recall must count at most the {src.n} rows, got {wanted}")
     ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
         src.facts,
@@ -118,14 +127,28 @@ def compile(
     progress.note(plan.explain())
     with training_threads(threads):
         dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
-        lesson = supervise(src, queries, teacher, dense_teacher)
+        lesson = supervise(src, queries, teacher, dense_teacher, proven=wanted is not None)
         distiller = Distiller(plan.model, config, threads, progress)
-        model, report = _teach(distiller, lesson, mix, dense_teacher)
+        model, report, held_out = _teach(distiller, lesson, mix, dense_teacher)
         plan = settle(plan, *_units(model))
         search = search_policy(model, dense, distiller.calibrated)
-        build(plan, model, src, out, search=search, report=report, progress=progress)
-    seconds = time.perf_counter() - begin
-    return {"plan": plan.to_json(), "report": report, "search": search.to_json(), "seconds": seconds}
+        proof = None
+        if len(lesson.reserved) and len(held_out):
+            proof = Proof(held_out, lesson.reserved, lesson.pseudo, dense_teacher, wanted)
+        elif wanted is not None:
+            raise InvalidInput(f"recall {wanted} needs queries to tune on, got too few with documents")
+        else:
+            report["no_certificate"] = f"too few queries: at least {FEWEST_CERTIFIED} are needed"
+        manifest = build(plan, model, src, out, search=search, report=report, proof=proof, progress=progress)
+    certificate = manifest.certificate
+    return {
+        "plan": plan.to_json(),
+        "report": report,
+        "search": manifest.search.to_json(),
+        "certificate": None if certificate is None else certificate.to_json(),
+        "timings": [] if proof is None else proof.timings,
+        "seconds": time.perf_counter() - begin,
+    }
 
 
 def build(
@@ -136,8 +159,9 @@ def build(
     *,
     search: SearchPolicy | Mapping[str, Any] | None = None,
     report: dict[str, Any] | None = None,
+    proof: Proof | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> Manifest:
     """Encode every row of `src` and publish the index at `path`.
 
     Parameters
@@ -147,6 +171,12 @@ def build(
     search : defaults stored in the index, whole or as `Distiller.calibrated` has them; what is not calibrated: a
         quarter of the lists, 100 candidates verified
     report : JSON object stored in the manifest
+    proof : measures the index before it is published, and may change its defaults; None = no certificate
+
+    Returns
+    -------
+    Manifest
+        What was published.
 
     Raises
     ------
@@ -173,7 +203,7 @@ def build(
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index"):
-            writer.publish(plan.to_json(), search, report or {})
+            return writer.publish(plan.to_json(), search, report or {}, proof)
 
 
 def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) -> SearchPolicy:
@@ -191,9 +221,15 @@ def _require_free(out: str | Path) -> None:
 
 def _teach(
     distiller: Distiller, lesson: Supervision, mix: float, dense_teacher: DenseTeacher
-) -> tuple[IvfPqModel, dict[str, Any]]:
-    """Train a model, behind an adapter of the queries if these are judged; also return the report of it."""
+) -> tuple[IvfPqModel, dict[str, Any], F32Rows]:
+    """Train a model, behind an adapter of the queries if these are judged.
+
+    Returns
+    -------
+    The model, the report of it, and the queries that decided in training, as they come.
+    """
     adapted = None if lesson.dense else adapt(lesson, dense_teacher, distiller.config, distiller.model, mix)
+    asked = lesson.queries if adapted is None else adapted.asked
     lesson = lesson if adapted is None else adapted.supervision
     model = distiller.fit(
         dense_teacher.src,
@@ -207,11 +243,16 @@ def _teach(
     if adapted is not None:
         model = replace(model, query_adapter=adapted.adapter)
         report["stages"] = adapted.stages + report.get("stages", [])
-    return model, report
+    return model, report, asked[distiller.held_out]
 
 
 def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
-    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo, "teacher": lesson.teacher}
+    report = trained | {
+        "queries": lesson.origin,
+        "pseudo_queries": lesson.pseudo,
+        "reserved_queries": len(lesson.reserved),
+        "teacher": lesson.teacher,
+    }
     if lesson.pseudo:
         report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
     return report

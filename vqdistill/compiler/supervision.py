@@ -39,6 +39,10 @@ AFFORDABLE = 4 * 10**13
 """Queries x rows x dimensions up to which the dense teacher searches exactly: ten minutes on two cores, which do 6.6e10
 a second. 16,384 queries get there at 6.4 million rows of 384 dimensions. An index must be trained and coded first: up
 to there it would save a third of the time at most, far beyond two thirds."""
+RESERVED = 1000
+"""Queries at most, and a fifth at most, that are kept for the certificate."""
+FEWEST_CERTIFIED = 200
+"""Queries below which none are kept: a fifth of them would prove little, and training needs them more."""
 SAMPLE = 200
 """Queries whose exact lists say what share of them the index found; about 1 % of the work of exact search for all."""
 
@@ -49,6 +53,8 @@ class Supervision:
 
     queries: F32Rows
     """(q, d) float32, prepared"""
+    reserved: F32Rows
+    """(r, d) other queries, which nothing but the certificate may see; none where there are few"""
     relevance: Relevance
     origin: str
     """Where the queries are from, for the report."""
@@ -80,28 +86,38 @@ class DenseTeacher:
     threads: int
     progress: Progress
 
-    def teach(self, queries: F32Rows, exclude: IntRows | None = None) -> tuple[Relevance, dict[str, Any]]:
-        """Return the first DEPTH documents of each query, and what taught them; `exclude` as for ExactTeacher."""
+    def teach(
+        self, queries: F32Rows, exclude: IntRows | None = None, depth: int = DEPTH
+    ) -> tuple[Relevance, dict[str, Any]]:
+        """Return the first `depth` documents of each query, and what taught them; `exclude` as for ExactTeacher."""
         if len(queries) * self.src.n * self.src.dim <= AFFORDABLE:
-            return self._exact(queries, exclude), {"kind": "exact"}
+            return self._exact(queries, exclude, depth), {"kind": "exact"}
         with self.progress.stage("index teacher", self.src.n) as stage:
             teacher = CachedTeacher(
                 IndexTeacher(self.src, self.seed, self.threads, stage.advance), self.cache, self.seed
             )
-            found = teacher.relevance(queries, DEPTH, exclude)
+            found = teacher.relevance(queries, depth, exclude)
         rng = np.random.default_rng([self.seed, 7])
         some = np.sort(rng.permutation(len(queries))[:SAMPLE])
-        wanted = self._exact(queries[some], None if exclude is None else exclude[some])
+        wanted = self._exact(queries[some], None if exclude is None else exclude[some], depth)
         return found, {"kind": "index", "recall": list_recall(found.select(some), wanted), "sample": len(some)}
 
-    def _exact(self, queries: F32Rows, exclude: IntRows | None) -> Relevance:
+    def _exact(self, queries: F32Rows, exclude: IntRows | None, depth: int) -> Relevance:
         with self.progress.stage("exact teacher", self.src.n) as stage:
             teacher = CachedTeacher(ExactTeacher(self.src, self.threads, stage.advance), self.cache)
-            return teacher.relevance(queries, DEPTH, exclude)
+            return teacher.relevance(queries, depth, exclude)
 
 
-def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: DenseTeacher) -> Supervision:
+def supervise(
+    src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: DenseTeacher, *, proven: bool = False
+) -> Supervision:
     """Find learn queries and what their teacher says of the rows of `src`; `queries` and `teacher` as for `compile`.
+
+    Before anything else, some queries are reserved for the certificate.
+
+    Parameters
+    ----------
+    proven : whether there must be enough queries for that
 
     Returns
     -------
@@ -111,7 +127,7 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
     Raises
     ------
     InvalidInput
-        If `teacher` is not usable, or needs real queries and there are none.
+        If `teacher` is not usable, or needs real queries and there are none, or too few queries can be `proven`.
     """
     kind = teacher_kind(teacher)
     opened = _learn_queries(src, queries)
@@ -119,8 +135,10 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
         if kind != "exact":
             shown = "function" if callable(teacher) else repr(teacher)
             raise InvalidInput(f"teacher {shown} needs learn queries, got none")
-        return _pseudo(dense)
+        return _pseudo(dense, proven)
     order, origin = np.random.default_rng([dense.seed, 2]).permutation(opened.n), opened.name.rpartition("/")[2]
+    kept = _reserve(opened.n, proven)
+    reserved, order = opened.take(np.sort(order[:kept])), order[kept:]
     if kind in ("scores", "labels"):
         read, path = (read_scores if kind == "scores" else read_labels), str(teacher).partition(":")[2]
         judged = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids)
@@ -128,14 +146,14 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
             raise InvalidInput(f"{path} must name a relevant document of some query, got none")
         order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
         picked = np.sort(order[:MAX_JUDGED])
-        return Supervision(opened.take(picked), judged.select(picked), origin, {"kind": kind}, kind=kind)
+        return Supervision(opened.take(picked), reserved, judged.select(picked), origin, {"kind": kind}, kind=kind)
     picked = np.sort(order[:MAX_QUERIES])
     rows = opened.take(picked)
     relevance, said = dense.teach(rows)
     if not callable(teacher):
-        return Supervision(rows, relevance, origin, said)
+        return Supervision(rows, reserved, relevance, origin, said)
     judged = _judged(teacher, relevance, picked, dense.progress)
-    return Supervision(rows, judged, origin, {"kind": kind}, kind=kind)
+    return Supervision(rows, reserved, judged, origin, {"kind": kind}, kind=kind)
 
 
 def follow(judged: Supervision, dense: DenseTeacher, mix: float, length: float) -> Supervision:
@@ -195,9 +213,19 @@ def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None
     return open_queries(queries, src)
 
 
-def _pseudo(dense: DenseTeacher) -> Supervision:
+def _reserve(queries: int, proven: bool) -> int:
+    """How many of the queries are kept for the certificate."""
+    if queries >= FEWEST_CERTIFIED:
+        return min(RESERVED, queries // 5)
+    if proven:
+        raise InvalidInput(f"recall needs at least {FEWEST_CERTIFIED} queries to be proven on, got {queries}")
+    return 0
+
+
+def _pseudo(dense: DenseTeacher, proven: bool) -> Supervision:
     src = dense.src
     with dense.progress.stage("pseudo-queries"):
         made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), dense.seed, dense.threads)
-    relevance, said = dense.teach(made, origins)
-    return Supervision(made, relevance, "pseudo-queries", said, pseudo=True)
+    kept = _reserve(len(made), proven)
+    relevance, said = dense.teach(made[kept:], origins[kept:])
+    return Supervision(made[kept:], made[:kept], relevance, "pseudo-queries", said, pseudo=True)

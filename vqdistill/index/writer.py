@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,8 +17,11 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.byte_rows import to_bytes
+from vqdistill.index.certificate import Certificate
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import (
     ADAPTERS,
     DENSE,
@@ -41,12 +44,15 @@ _CHUNK_BYTES = 4 << 20
 """Bytes gathered at a time when rows are put into list order."""
 _CHUNK_ROWS = 2048 * BLOCK_ROWS
 """Rows packed, and string ids gathered, at a time."""
-_TABLE_ARRAYS = ("router", "codewords", "coarse", "_down", "_up")
+_ADAPTER_TABLES = ("_down", "_up")
+_TABLE_ARRAYS = ("router", "codewords", "coarse", *_ADAPTER_TABLES)
 """Ends of the names of what is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
 _ADAPTER_PARTS = ("down", "bias", "up")
 
 Chunks = Iterator[npt.NDArray[Any]]
+Certify = Callable[[IndexReader], tuple[SearchPolicy, Certificate]]
+"""Measures the finished files of an index before they are published: its defaults, and what searches find."""
 
 
 class IndexWriter:
@@ -63,7 +69,8 @@ class IndexWriter:
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
     dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
-    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords and adapters
+    tables : "f32", or for additive codes "f16" or "i8" (a scale a row, see `byte_rows`); how router, coarse and
+        codewords are kept. Adapters are float16 beside i8.
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     ops : file operations; replaced in tests
@@ -136,7 +143,13 @@ class IndexWriter:
                 self._spools["dense"].write(encode_dense(x, self._dense, self._n))
             self._n += len(x)
 
-    def publish(self, plan: Mapping[str, Any], search: SearchPolicy, report: Mapping[str, Any]) -> Manifest:
+    def publish(
+        self,
+        plan: Mapping[str, Any],
+        search: SearchPolicy,
+        report: Mapping[str, Any],
+        certify: Certify | None = None,
+    ) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
 
         If the very last sync (of the parent directory) fails, the complete index stays at its path.
@@ -145,6 +158,8 @@ class IndexWriter:
         ----------
         plan, report : JSON objects, stored as they are
         search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
+        certify : called with a reader of the finished files; the manifest stores what it returns. If it raises, nothing
+            is published
 
         Raises
         ------
@@ -165,6 +180,10 @@ class IndexWriter:
             for spool in self._spools.values():
                 spool.remove()
             manifest = self._manifest(plan, search, report, segments)
+            if certify is not None:
+                with IndexReader.open_files(self._temporary, manifest) as reader:
+                    search, certificate = certify(reader)
+                manifest = self._manifest(plan, search, report, segments, certificate)
             publish_manifest(self._ops, self._temporary, manifest)
             self._require_free_path()
             self._ops.rename(self._temporary, self._path)
@@ -270,6 +289,7 @@ class IndexWriter:
         search: SearchPolicy,
         report: Mapping[str, Any],
         segments: Mapping[str, Segment],
+        certificate: Certificate | None = None,
     ) -> Manifest:
         """Build the manifest and read it back, so that nothing is published that a reader would refuse."""
         layout = self._layout()
@@ -295,6 +315,7 @@ class IndexWriter:
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
             },
+            certificate=certificate,
         )
         try:
             data = manifest.to_bytes()
@@ -310,9 +331,7 @@ class IndexWriter:
         offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
         np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
         whole = {"list_offsets": offsets, "rows": order} | {
-            name: array.astype(segments[name].numpy_dtype, copy=False)
-            for name, array in _arrays_of(self._model).items()
-            if name in segments
+            name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
         }
         chunked = {
             "codes": self._packed,
@@ -386,6 +405,11 @@ def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
     return arrays
 
 
+def _stored(array: npt.NDArray[np.float32], segment: Segment) -> npt.NDArray[Any]:
+    """An array of the model as its segment holds it."""
+    return to_bytes(array) if segment.dtype == "u1" else array.astype(segment.numpy_dtype, copy=False)
+
+
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     if value not in options:
         raise InvalidInput(f"{name} must be one of {', '.join(options)}, got {value!r}")
@@ -408,5 +432,6 @@ def _require_model(model: IvfPqModel, tables: str) -> None:
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        if tables == "f16" and name.endswith(_TABLE_ARRAYS) and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        halves = name.endswith(_TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ())
+        if halves and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")
