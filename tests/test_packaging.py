@@ -65,6 +65,8 @@ def test_a_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
     assert wanted <= packed
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "lint", "format", "build", "sample", "clean"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "lint", "format", "build", "sample", "bench-check", "page-check", "clean"]
+)
 def test_every_make_target_exists(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)

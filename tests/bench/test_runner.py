@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,16 @@ def test_every_installed_system_finds_documents(name: str, dataset: Dataset, tmp
     recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found.ids, truth, strict=True)])
     assert recall > 0.8, name
     assert np.array_equal(one.ids, found.ids[:1]) and found.scores.shape == found.ids.shape == (len(queries), K)
+
+
+def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.delitem(sys.modules, "vqdistill.bench.plots", raising=False)
+    monkeypatch.delitem(sys.modules, "vqdistill.bench.report", raising=False)
+    with pytest.raises(SystemExit) as done:
+        main(["report", ".", "-o", "r.html"])
+    err = capsys.readouterr().err
+    assert done.value.code == 2 and "pip install 'vqdistill[bench]'" in err and "plotly" in err
 
 
 def test_the_command_line(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
