@@ -7,23 +7,22 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.adapted import adapt
-from vqdistill.compiler.passes import default_codes, settle
+from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.supervision import DenseTeacher, Supervision, supervise, teacher_kind
+from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
+from vqdistill.compiler.train import search_policy, train, units
 from vqdistill.config import Budget, DistillConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.data.teacher import Judge
-from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
-from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
+from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
@@ -118,14 +117,10 @@ def compile(
     progress.note(plan.explain())
     with training_threads(threads):
         dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
-        lesson = supervise(src, queries, teacher, dense_teacher)
-        distiller = Distiller(plan.model, config, threads, progress)
-        model, report = _teach(distiller, lesson, mix, dense_teacher)
-        plan = settle(plan, *_units(model))
-        search = search_policy(model, dense, distiller.calibrated)
-        build(plan, model, src, out, search=search, report=report, progress=progress)
+        done = train(plan, config, queries, teacher, mix, dense_teacher)
+        build(done.plan, done.model, src, out, search=done.search, report=done.report, progress=progress)
     seconds = time.perf_counter() - begin
-    return {"plan": plan.to_json(), "report": report, "search": search.to_json(), "seconds": seconds}
+    return {"plan": done.plan.to_json(), "report": done.report, "search": done.search.to_json(), "seconds": seconds}
 
 
 def build(
@@ -176,12 +171,6 @@ def build(
             writer.publish(plan.to_json(), search, report or {})
 
 
-def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) -> SearchPolicy:
-    """Return the defaults of a search: what was calibrated, and for the rest what suits most."""
-    nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
-    return replace(SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE), **calibrated)
-
-
 def _require_free(out: str | Path) -> None:
     if os.path.lexists(out):
         raise InvalidInput(f"{out} exists already; remove it or choose another name")
@@ -189,48 +178,14 @@ def _require_free(out: str | Path) -> None:
         raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
 
 
-def _teach(
-    distiller: Distiller, lesson: Supervision, mix: float, dense_teacher: DenseTeacher
-) -> tuple[IvfPqModel, dict[str, Any]]:
-    """Train a model, behind an adapter of the queries if these are judged; also return the report of it."""
-    adapted = None if lesson.dense else adapt(lesson, dense_teacher, distiller.config, distiller.model, mix)
-    lesson = lesson if adapted is None else adapted.supervision
-    model = distiller.fit(
-        dense_teacher.src,
-        lesson.queries,
-        lesson.relevance,
-        dense_teacher=lesson.dense,
-        teacher_temperature=lesson.temperature,
-        judgments=None if adapted is None else adapted.judgments,
-    )
-    report = _report(distiller.report, lesson)
-    if adapted is not None:
-        model = replace(model, query_adapter=adapted.adapter)
-        report["stages"] = adapted.stages + report.get("stages", [])
-    return model, report
-
-
-def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
-    report = trained | {"queries": lesson.origin, "pseudo_queries": lesson.pseudo, "teacher": lesson.teacher}
-    if lesson.pseudo:
-        report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
-    return report
-
-
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
-    units = (plan.model.query_units, plan.model.verify_units)
-    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *units)
-    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *_units(model))
+    asked = (plan.model.query_units, plan.model.verify_units)
+    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *asked)
+    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *units(model))
     if planned != got or src.dim != model.d or src.metric is not model.metric:
         raise InvalidInput(
             f"plan, model and source must agree in n, d, metric, nlist, m and units: planned {planned}, got {got}"
         )
-
-
-def _units(model: IvfPqModel) -> tuple[int, int]:
-    """Units of the adapter of queries and of that of verification; 0 where there is none."""
-    query, verify = model.query_adapter, model.verify_adapter
-    return 0 if query is None else query.units, 0 if verify is None else verify.units
 
 
 def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
