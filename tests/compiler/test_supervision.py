@@ -12,6 +12,7 @@ import vqdistill
 from tests.contracts import TeacherContract
 from vqdistill.compiler import index_teacher, supervision
 from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
+from vqdistill.compiler.memory import LARGEST, Sizes
 from vqdistill.compiler.supervision import DenseTeacher, Supervision, follow, supervise, teacher_kind
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
@@ -28,9 +29,9 @@ QUERIES = (ROWS[::25] + 0.2 * RNG.standard_normal((Q, D))).astype(np.float32)
 
 def ask(place: Path, teacher: Any = "exact", **options: Any) -> Supervision:
     """Supervision without an adapter in between; judgments alone teach unless `mix` says otherwise."""
-    given = {"metric": "cosine", "queries": QUERIES, "mix": 1.0} | options
+    given = {"metric": "cosine", "queries": QUERIES, "mix": 1.0, "sizes": LARGEST} | options
     src = open_source(ROWS, metric=given["metric"])
-    dense = DenseTeacher(src, place / "cache", 0, 1, Progress())
+    dense = DenseTeacher(src, place / "cache", 0, 1, Progress(), given["sizes"])
     lesson = supervise(src, given["queries"], teacher, dense)
     return lesson if lesson.dense else follow(lesson, dense, given["mix"], 40.0)
 
@@ -240,10 +241,9 @@ def test_a_function_is_given_row_numbers_of_the_first_documents(tmp_path: Path) 
     np.testing.assert_array_equal(lesson.relevance.top(1).scores, np.arange(Q))
 
 
-def test_a_function_sees_the_numbers_of_the_queries_that_were_picked(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(supervision, "MAX_QUERIES", 20)
+def test_a_function_sees_the_numbers_of_the_queries_that_were_picked(tmp_path: Path) -> None:
     seen: list[Any] = []
-    lesson = ask(tmp_path, lambda q, d: seen.append(q) or np.zeros(d.shape))
+    lesson = ask(tmp_path, lambda q, d: seen.append(q) or np.zeros(d.shape), sizes=Sizes(queries=20))
     numbers = np.concatenate(seen)
     assert len(numbers) == 20 and numbers.max() >= 20
     src = open_source(ROWS)

@@ -28,7 +28,8 @@ def test_the_size_of_runs_and_buckets_changes_no_byte(tmp_path: Path, ids: str, 
 
 
 @pytest.mark.parametrize("ids", ["int64", "str"])
-def test_repeated_ids_in_different_runs_are_refused(tmp_path: Path, ids: str) -> None:
+def test_repeated_ids_in_different_runs_are_refused(tmp_path: Path, ids: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqdistill.index.runs._KEY_BYTES", 100_000)  # keys are sorted in nine parts
     sample = make_sample(n=90, ids=ids)
     again = np.asarray(sample.ids).tolist()
     again[83] = again[7]

@@ -20,6 +20,9 @@ CHUNK_BYTES = 4 << 20
 _KEY_BYTES = 32
 """Bytes of an id while ids are sorted to find repeats: key, row, order and a copy."""
 
+_SORT_BYTES = 1 << 20
+"""Memory that sorting them takes at least: every part reads all keys."""
+
 Column = npt.NDArray[Any]
 Chunks = Iterator[Column]
 _Slices = list[tuple[int, int, int]]
@@ -185,7 +188,7 @@ class Runs:
 
         Keys are sorted in as many parts, by their remainder, as keep within the memory.
         """
-        parts = -(-self.n * _KEY_BYTES // self._memory_bytes)
+        parts = -(-self.n * _KEY_BYTES // max(_SORT_BYTES, self._memory_bytes))
         for part in range(parts):
             keys, rows = [], []
             for number in range(len(self.runs)):

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -146,7 +146,18 @@ class IndexWriter:
             rows = None if dense is None else dense.view(np.uint8).reshape(len(x), -1)
             self._runs.add(EncodedRows(codes.lists.copy(), codes.codes, rows, keys, texts))
 
-    def publish(self, plan: Mapping[str, Any], search: SearchPolicy, report: Mapping[str, Any]) -> Manifest:
+    @property
+    def payload_bytes(self) -> int:
+        """Payload of all segments, were the index published now."""
+        return sum(segment.bytes for segment in self._layout().segments().values())
+
+    def publish(
+        self,
+        plan: Mapping[str, Any],
+        search: SearchPolicy,
+        report: Mapping[str, Any],
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
 
         If the very last sync (of the parent directory) fails, the complete index stays at its path.
@@ -155,6 +166,7 @@ class IndexWriter:
         ----------
         plan, report : JSON objects, stored as they are
         search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
+        advance : called with the bytes of each part written
 
         Raises
         ------
@@ -172,7 +184,7 @@ class IndexWriter:
             # Once before the long work too, so that an unusable argument costs nothing.
             blank = {kind: replace(segment, crc32=(0,) * segment.checksums) for kind, segment in segments.items()}
             self._manifest(plan, search, report, blank)
-            segments = self._write_segments(segments)
+            segments = self._write_segments(segments, advance)
             if not self._keeps_runs:
                 self._runs.remove()
             manifest = self._manifest(plan, search, report, segments)
@@ -309,7 +321,7 @@ class IndexWriter:
         except (TypeError, ValueError, RecursionError, CorruptIndex) as error:
             raise InvalidInput(f"plan, search and report must fit a manifest, got: {error}") from None
 
-    def _write_segments(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
+    def _write_segments(self, segments: Mapping[str, Segment], advance: Callable[[int], None]) -> dict[str, Segment]:
         offsets = np.concatenate([[0], np.cumsum(self._runs.counts)])
         whole = {"list_offsets": offsets} | {
             name: array.astype(segments[name].numpy_dtype, copy=False)
@@ -319,7 +331,7 @@ class IndexWriter:
         written = {}
         for kind, segment in segments.items():
             chunks = [whole[kind]] if kind in whole else self._chunks(kind)
-            written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks)
+            written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks, advance)
         return written
 
     def _chunks(self, kind: str) -> Chunks:
