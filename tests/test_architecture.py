@@ -65,7 +65,7 @@ DOORS = {
     "click": {"cli"},
     "tqdm": {"progress"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli"}
-    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.supervision"},
+    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.store", "compiler.supervision"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
 

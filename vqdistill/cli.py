@@ -137,6 +137,8 @@ def cli(context: click.Context) -> None:
 
 @cli.command("compile")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
+@click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
+@click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @build_options
 def compile_command(
     source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, **options: Any

@@ -7,22 +7,27 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vqdistill.compiler.memory import LARGEST, Sizes, give_back_freed_memory, parse_cap, sizes_within
 from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
+from vqdistill.compiler.provenance import made_with
 from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
-from vqdistill.compiler.train import search_policy, train, units
+from vqdistill.compiler.train import Trained, search_policy, train, units
+from vqdistill.compiler.work import WorkDir, work_path
 from vqdistill.config import Budget, DistillConfig
-from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
 from vqdistill.errors import InvalidInput
+from vqdistill.index.files import read_manifest
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
@@ -49,6 +54,8 @@ def compile(
     false_negatives: float | None = None,
     seed: int = 0,
     threads: int | None = None,
+    build_ram: str | int | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compile embeddings into an index directory.
@@ -56,7 +63,8 @@ def compile(
     Parameters
     ----------
     input : path, `FILE:key`, folder or glob of shards, NumPy array or torch tensor of shape (n, d)
-    out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
+    out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it; what else is finished
+        waits in `<out>.work` until the index is there.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
     teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents or their grades),
@@ -78,6 +86,11 @@ def compile(
     debias, false_negatives : see `DistillConfig`; the latter needs such judgments alone, mix 1
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
+    build_ram : hard cap on the resident memory of this process, such as "1GiB": how many rows and queries are trained
+        on, and at a time encoded, follows from it. None = what serves quality and speed, about 2 GiB.
+    resume : go on with the `<out>.work` of a compile that was interrupted, to the same bytes; without one, start.
+        What is finished is the trained model, and every few blocks of rows that are encoded. False refuses to start
+        beside one.
 
     Returns
     -------
@@ -87,11 +100,11 @@ def compile(
     Raises
     ------
     InvalidInput
-        If an option, file or row is not usable, or `out` exists.
+        If an option, file or row is not usable, `out` exists, or work to resume was made with other data or options.
     BudgetInfeasible
-        If nothing fits `ram`.
+        If nothing fits `ram` or `build_ram`.
     VqdistillError
-        If the disk refuses; nothing is left at `out`.
+        If the disk refuses; nothing is left at `out`, and `resume` may go on once it takes more.
     """
     config = DistillConfig(
         seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
@@ -102,23 +115,34 @@ def compile(
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
-    _require_free(out)
+    _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
-    ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
         src.facts,
         ram,
         codes=codes or default_codes(src.metric, distill),
         dense=dense,
         seed=seed,
-        ids_kind=ids_kind,
+        ids_kind=src.ids.kind if src.ids else "rows",
         adapter_units=config.adapter_units(src.dim) if distill and kind != "exact" else 0,
     )
     progress.note(plan.explain())
-    with training_threads(threads):
-        dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
-        done = train(plan, config, queries, teacher, mix, dense_teacher)
-        build(done.plan, done.model, src, out, search=done.search, report=done.report, progress=progress)
+    sizes = LARGEST
+    if build_ram is not None:
+        cap = parse_cap(build_ram)
+        sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
+        config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
+        give_back_freed_memory()
+        progress.note(f"build-ram    {sizes.explain(cap)}")
+    options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes)}
+    made = made_with(src, input, queries, teacher, options)
+    with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
+        if work.trained is None:
+            dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
+            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher))
+        done = work.trained
+        assert done is not None
+        _encode(done, src, Path(out), progress, sizes, work.log)
     seconds = time.perf_counter() - begin
     return {"plan": done.plan.to_json(), "report": done.report, "search": done.search.to_json(), "seconds": seconds}
 
@@ -150,15 +174,39 @@ def build(
     VqdistillError
         If the disk refuses; nothing is left behind.
     """
-    progress = progress or Progress()
     _require_match(plan, model, src)
     if not isinstance(search, SearchPolicy):
         search = search_policy(model, plan.dense, search or {})
+    _encode(Trained(plan, model, report or {}, search), src, Path(path), progress or Progress())
+
+
+def _encode(
+    done: Trained,
+    src: EmbeddingSource,
+    path: Path,
+    progress: Progress,
+    sizes: Sizes = LARGEST,
+    log: RunLog | None = None,
+) -> None:
+    """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already."""
+    plan, model = done.plan, done.model
     index_id = _index_id(plan, model, src)
-    tables = plan.model.tables
-    with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id, tables=tables) as writer:
-        with progress.stage("encode", src.n) as stage:
-            for block in src.blocks():
+    if log is not None and os.path.lexists(path):
+        _require_same_index(path, index_id)
+        return
+    with IndexWriter(
+        path,
+        model,
+        dense=plan.dense,
+        ids=plan.ids,
+        index_id=index_id,
+        tables=plan.model.tables,
+        memory_bytes=sizes.run_bytes,
+        log=log,
+    ) as writer:
+        with progress.stage("encode", src.n, unit_bytes=row_bytes(src)) as stage:
+            stage.skip(writer.n)
+            for block in src.blocks(sizes.block_rows(src.dim), writer.n):
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
                 rows = np.arange(block.start, block.start + len(block.rows))
                 terms, list_terms = (
@@ -167,15 +215,21 @@ def build(
                 codes = model.encode(block.rows, terms, list_terms)
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
-        with progress.stage("write index"):
-            writer.publish(plan.to_json(), search, report or {})
+        with progress.stage("write index", writer.payload_bytes, "B") as stage:
+            writer.publish(plan.to_json(), done.search, done.report, stage.advance)
 
 
-def _require_free(out: str | Path) -> None:
-    if os.path.lexists(out):
+def _require_free(out: str | Path, resume: bool) -> None:
+    # A process that was killed after it published, before it removed its work, has only that left to do.
+    if os.path.lexists(out) and not (resume and work_path(out).is_dir()):
         raise InvalidInput(f"{out} exists already; remove it or choose another name")
     if not Path(out).absolute().parent.is_dir():
         raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
+
+
+def _require_same_index(path: Path, index_id: bytes) -> None:
+    if read_manifest(path).index_id != index_id:
+        raise InvalidInput(f"{path} exists already, and is not what {work_path(path)} leads to; remove one of them")
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
