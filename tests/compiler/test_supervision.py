@@ -83,6 +83,17 @@ def test_an_index_that_visits_and_verifies_everything_is_exact(monkeypatch: pyte
     assert np.array_equal(IndexTeacher(src).relevance(QUERIES, 9).docs, ExactTeacher(src).relevance(QUERIES, 9).docs)
 
 
+@pytest.mark.parametrize("rows_at_once", [7, 50, 10**6])
+def test_an_index_searched_part_by_part_finds_what_one_finds(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_teacher, "_NPROBE_SHARE", 1.0)
+    sizes = Sizes(index_bytes=100 * rows_at_once, block_bytes=7 * 4 * ROWS.shape[1])
+    src = open_source(ROWS)
+    found, wanted = (teacher.relevance(QUERIES, 9) for teacher in (IndexTeacher(src, sizes=sizes), IndexTeacher(src)))
+    assert list_recall(found, wanted) > 0.97
+
+
 def test_seed_decides_and_threads_do_not() -> None:
     src = open_source(ROWS)
     one, two = (IndexTeacher(src, 3, threads).relevance(QUERIES, 20) for threads in (1, 2))
