@@ -6,7 +6,8 @@
 
 A run is a model trained as `compile` does with one thing changed, and an index of it, in a process of its own; it is
 stored as bench/results/ablate/<dataset>-<bytes>-<name>.json and not repeated while that file exists. Runs share the
-teacher's lists in a cache folder, so no time of theirs is a run's. --table prints what is stored and measures nothing.
+teacher's lists in a cache folder, so no time of theirs is a run's; times are CPU seconds of all threads, which other
+work on the machine moves little. --table prints what is stored and measures nothing.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ def measure(dataset: Path, ram: int, variant: Variant, cache: Path, threads: int
     with tempfile.TemporaryDirectory() as folder, training_threads(threads):
         index = Path(folder) / "index.vqd"
         lesson = supervise(src, variant.queries, "exact", DenseTeacher(src, cache, config.seed, threads, Progress()))
-        begin = time.perf_counter()
+        begin = time.process_time()
         distiller = Distiller(plan.model, config, threads)
         model = distiller.fit(src, lesson.queries, lesson.relevance)
-        trained = time.perf_counter()
+        trained = time.process_time()
         build(plan, model, src, index, search=search_policy(model, plan.dense, distiller.calibrated))
-        encoded = time.perf_counter()
+        encoded = time.process_time()
         with open_index(index) as reader:
             nlist = reader.manifest.nlist
         return {
@@ -110,8 +111,8 @@ def measure(dataset: Path, ram: int, variant: Variant, cache: Path, threads: int
             "group": variant.group,
             "threads": threads,
             "report": distiller.report,
-            "train_s": trained - begin,
-            "encode_s": encoded - trained,
+            "train_cpu_s": trained - begin,
+            "encode_cpu_s": encoded - trained,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "test_all_lists": evaluate(index, dataset, k=K, nprobe=nlist, refine=CANDIDATES),
             "test": evaluate(index, dataset, k=K),
@@ -131,8 +132,8 @@ HEADER = (
     f"R{K}@{K}",
     f"recall@{K}, defaults",
     "rows scanned",
-    "train s",
-    "encode s",
+    "train, CPU s",
+    "encode, CPU s",
 )
 
 
@@ -146,8 +147,8 @@ def row(result: dict[str, Any]) -> list[str]:
         f"{every['recall_at_k_codes_only']:.4f}",
         f"{defaults['recall_at_k']:.4f}",
         f"{100 * defaults['codes_scanned_per_query'] / result['rows']:.1f} %",
-        f"{result['train_s']:.0f}",
-        f"{result['encode_s']:.1f}",
+        f"{result['train_cpu_s']:.0f}",
+        f"{result['encode_cpu_s']:.1f}",
     ]
 
 

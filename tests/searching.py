@@ -72,6 +72,7 @@ def write_index(
     dense: str = "f32",
     tables: str = "f32",
     ids: Any = None,
+    certify: Any = None,
 ) -> Searcher:
     """Write an index of the rows of `embeddings(0)`, and open it."""
     model, codes = trained(metric, additive)
@@ -79,5 +80,5 @@ def write_index(
     index_id = hashlib.blake2b(str(path).encode(), digest_size=16).digest()
     with IndexWriter(path, model, dense=dense, tables=tables, ids=kind, index_id=index_id) as writer:
         writer.add(ids, codes, prepared(metric, embeddings(0)[0]))
-        writer.publish({}, search, {})
+        writer.publish({}, search, {}, certify)
     return open(path)

@@ -439,10 +439,10 @@ def test_a_flipped_bit_in_header_manifest_or_current_is_found_at_open(index: Pat
 
 def test_an_index_of_a_newer_format(index: Path, refused: Callable[..., str]) -> None:
     manifest = next(index.glob("manifest-*.json"))
-    changed = manifest.read_bytes().replace(b'"version":3', b'"version":4')
+    changed = manifest.read_bytes().replace(b'"version":4', b'"version":5')
     manifest.write_bytes(changed)
     (index / "CURRENT").write_text(f"{manifest.name} {zlib.crc32(changed):08x}\n")
-    assert "version 4 is newer" in refused("inspect", index)
+    assert "version 5 is newer" in refused("inspect", index)
 
 
 # What goes wrong on the way
@@ -528,3 +528,56 @@ def test_a_reader_that_has_seen_enough_is_no_error(shelf: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("0 Q0 ")
     assert done.stderr == ""
+
+
+# Certificates, explanations, diagnoses
+
+
+@pytest.fixture(scope="module")
+def proven(tmp_path_factory: pytest.TempPathFactory, rows: np.ndarray[Any, Any]) -> Path:
+    """A directory with set.h5, which has learn queries, and its index a.vqd."""
+    place = tmp_path_factory.mktemp("proven")
+    rng = np.random.default_rng(5)
+    near = rows[rng.integers(0, N, 320)] + 0.3 * rng.standard_normal((320, D)).astype(np.float32)
+    with h5py.File(place / "set.h5", "w") as file:
+        file["train"], file["learn_queries"], file["test"] = rows, near[:250], near[250:]
+    vqdistill.compile(place / "set.h5", place / "a.vqd", ram="8B/vec", distill=False, threads=1)
+    return place
+
+
+def test_the_ladder_is_shown_and_searched_and_measured(proven: Path, run: Run, refused: Callable[..., str]) -> None:
+    index, dataset = proven / "a.vqd", proven / "set.h5"
+    shown = run("inspect", index)[1]
+    assert "certificate: recall@10 on 50 reserved learn queries; neighbours exact" in shown
+    certificate = json.loads(run("inspect", index, "--json")[1])["certificate"]
+    for rung in certificate["rungs"]:
+        assert f"{rung['recall']:.4f}" in shown
+    measured = json.loads(run("eval", index, dataset, "--recall", "0.8", "--json")[1])
+    assert measured["recall"] == 0.8 and measured["recall_at_k"] > 0.75
+    checked = json.loads(run("eval", index, dataset, "--certificate", "--json")[1])
+    assert checked["of"] == len(certificate["rungs"]) and checked["queries"] == 70
+    code, table, _ = run("eval", index, dataset, "--certificate")
+    assert code == 0 and f"holds at {checked['hold']}" in table
+    assert "--certificate has settings of its own, got refine" in refused(
+        "eval", index, dataset, "--certificate", "--refine", 20
+    )
+    assert "recall must be at most" in refused("eval", index, dataset, "--recall", "0.99999")
+    assert "recall must be a target" in refused("compile", dataset, "-o", proven / "b.vqd", "--recall", "much")
+
+
+def test_a_loss_is_explained(proven: Path, run: Run) -> None:
+    arguments = ("explain", proven / "a.vqd", proven / "set.h5", "--nprobe", 1, "--refine", 10)
+    explained = json.loads(run(*arguments, "--json")[1])
+    assert sum(cause["lost"] for cause in explained["causes"].values()) == explained["lost"] > 0
+    text = run(*arguments)[1]
+    assert "tenths of the queries, hardest first:" in text
+    assert f"recall {explained['suggestions'][0]['recall']:.4f}" in text
+
+
+def test_embeddings_are_diagnosed(proven: Path, run: Run, refused: Callable[..., str]) -> None:
+    found = json.loads(run("inspect", proven / "set.h5", "--json")[1])
+    assert (found["n"], found["d"], found["queries"]["n"]) == (N, D, 250)
+    text = run("inspect", proven / "set.h5")[1]
+    assert all(sentence in text for sentence in found["suggests"])
+    assert "is an index" in refused("inspect", proven / "a.vqd", "--metric", "ip")
+    assert "nowhere" in refused("inspect", proven / "nowhere.npy")

@@ -71,7 +71,7 @@ def test_every_block_runs_as_printed(workshop: tuple[str, Path]) -> None:
             run(language, code, place)
 
 
-@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v4"])
 def test_the_reader_of_the_format_reads_the_golden_indexes(version: str, tmp_path: Path) -> None:
     """A hundred lines of text are enough to read an index: the script finds what the engine finds."""
     index = ROOT / "tests" / "golden" / version / "index"

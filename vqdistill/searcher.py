@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ import numpy.typing as npt
 from vqdistill.config import SearchParams
 from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.allow import Allow, prepare_allow
+from vqdistill.index.certificate import Certificate, Rung
 from vqdistill.index.reader import IndexReader, open_index
-from vqdistill.types import F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
+from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
+from vqdistill.types import WORK, F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 
+_TRACED = 10
+"""Candidates by code looked at for each result where no rows are read, to see how close they are."""
 _MARGIN_ERRORS = 4.0
 """Standard deviations of the codes' error by which a range search looks below its threshold."""
 
@@ -45,6 +50,7 @@ class Searcher:
         coverage: float | None = None,
         refine: int | None = None,
         confidence: float | None = None,
+        recall: float | None = None,
         allow: Any = None,
         threads: int = 1,
         timeout_s: float | None = None,
@@ -60,6 +66,8 @@ class Searcher:
         refine, confidence : candidates verified with dense rows from disk: exactly `refine` (0 = rank by code only, or
             at least k); or as many as it takes until the share `confidence` of the results is expected among those
             read, `refine` at most. Neither: the confidence that the index was compiled for.
+        recall : instead of all these, the cheapest search that the index's certificate promises this recall of, by the
+            lower bound of its interval; for k up to the certified one, and all rows
         allow : rows that may be found: a boolean mask of the source's rows, external ids, or what `prepare` made of
             either; None = all
         threads : threads over the queries, or over the lists of few; results do not depend on it
@@ -74,21 +82,101 @@ class Searcher:
         Raises
         ------
         InvalidInput
-            If a query has another dimension, NaN, infinity, or is zero under cosine, or an option is out of range.
+            If a query has another dimension, NaN, infinity, or is zero under cosine, an option is out of range, or
+            nothing was certified that reaches `recall`.
         SearchTimeout
             If the time is over.
         VqdistillError
             If the dense file cannot be read.
         """
-        asked = (k, nprobe, coverage, refine, confidence, threads, timeout_s)
+        asked = (k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
         try:
             params, options = self._known(*asked)
         except TypeError:  # what cannot be a key is no option either; the check says so
             params, options = self._options(*asked)
         if allow is not None:
+            if recall is not None:
+                raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
             options = options | self._filter(allow)
         scores, positions, work = self._run("search", self._prepared(queries), params, **options)
+        if recall is not None:
+            scores, positions = (np.ascontiguousarray(found[:, :k]) for found in (scores, positions))
         return Hits(scores, *self._named(positions), work)
+
+    def rung(self, recall: float, k: int = 10) -> Rung:
+        """Return the certified way to search that `search(..., k, recall=recall)` takes, as `Certificate.choose`."""
+        return self._certificate(recall).choose(recall, k)
+
+    def explain(self, query: Any, expected_ids: Any, k: int = 10, **options: Any) -> list[Fate]:
+        """Tell for each expected id whether a search finds it, and if not, where it is lost.
+
+        Parameters
+        ----------
+        query : (d,)
+        expected_ids : (e,) external ids that should be among the k results
+        options : of `search`: nprobe, coverage, refine, confidence, recall, threads, timeout_s
+
+        Returns
+        -------
+        list of Fate
+            In the order of the ids.
+
+        Raises
+        ------
+        InvalidInput
+            As `search`; or if there is more than one query, or an id is none of the index.
+        """
+        rows = rows_of_ids(self.reader, expected_ids)[None]
+        queries = self._prepared(query)
+        if len(queries) != 1:
+            raise InvalidInput(f"query must be one, got {len(queries)}")
+        trace = self.trace(queries, rows, k, **options)
+        columns = zip(expected_ids, trace.fates[0], trace.lists[0], trace.list_ranks[0], strict=True)
+        visited, read = int(trace.visited[0]), int(trace.read[0])
+        return [Fate(key, CAUSES[fate], int(at), int(rank) + 1, visited, read) for key, fate, at, rank in columns]
+
+    def trace(
+        self,
+        queries: Any,
+        rows: npt.NDArray[np.int64],
+        k: int = 10,
+        *,
+        lists: npt.NDArray[np.int32] | None = None,
+        nprobe: int | None = None,
+        coverage: float | None = None,
+        refine: int | None = None,
+        confidence: float | None = None,
+        recall: float | None = None,
+        threads: int = 1,
+        timeout_s: float | None = None,
+    ) -> Trace:
+        """Tell for each wanted row of each query whether a search finds it, and if not, where it is lost.
+
+        Parameters
+        ----------
+        queries, k, nprobe, coverage, refine, confidence, recall, threads, timeout_s : as for `search`
+        rows : (q, e) row numbers that should be among the k results, -1 padding
+        lists : (n,) what `index.trace.lists_of_rows` knows, for many calls
+
+        Raises
+        ------
+        InvalidInput, SearchTimeout, VqdistillError
+            As `search`.
+        """
+        params, engine = self._options(k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
+        queries, reader, verified = self._prepared(queries), self.reader, engine["refine"] > 0
+        _, positions, work = self._run("search", queries, params, **engine)
+        # Every candidate read, none of them cut off: what stopping and the limit of k keep from the results.
+        deep = min(reader.manifest.n, engine["refine"] or _TRACED * engine["k"])
+        scores, candidates, _ = self._run("search", queries, params, **engine | {"k": deep, "misses": 0.0})
+        returned, read = (reader.rows_of(found, checked=True) for found in (positions[:, :k], candidates))
+        lists = lists_of_rows(reader) if lists is None else lists
+        holding = np.where(rows < 0, -1, lists[rows]).astype(np.int64)
+        ranks = list_ranks(reader, queries, engine["temperature"] if "lift" in engine else None)
+        ranks = np.take_along_axis(ranks, np.maximum(holding, 0), axis=1)
+        done = dict(zip(WORK, work.T, strict=True))
+        fate = fates(rows, returned, read, ranks < done["lists_probed"][:, None], verified)
+        return Trace(fate, holding, ranks, done["lists_probed"], done["dense_rows"], gaps_of(scores, k))
 
     def range_search(
         self,
@@ -132,7 +220,7 @@ class Searcher:
             raise InvalidInput("verify must be False for an index without dense rows, got True")
         verify = manifest.dense != "none" if verify is None else bool(verify)
         margin = _MARGIN_ERRORS * (manifest.search.error or 0.0) if verify else 0.0
-        options = self._probing(params) | ({} if allow is None else self._filter(allow))
+        options = self._probing(manifest.search.fill(params, 1)) | ({} if allow is None else self._filter(allow))
         counts, scores, positions, work = self._run(
             "range_search",
             self._prepared(queries),
@@ -181,6 +269,7 @@ class Searcher:
         coverage: Any,
         refine: Any,
         confidence: Any,
+        recall: Any,
         threads: Any,
         timeout_s: Any,
     ) -> tuple[SearchParams, dict[str, Any]]:
@@ -190,12 +279,24 @@ class Searcher:
             coverage=coverage,
             refine=refine,
             confidence=confidence,
+            recall=recall,
             threads=threads,
             timeout_s=timeout_s,
         )
+        if recall is not None:
+            certificate = self._certificate(recall)
+            rung, k = certificate.choose(recall, self._checked_k(k)), certificate.k
+            params = replace(params, recall=None, **rung.options)
         results, deviations = self._checked_k(k), self.reader.manifest.search.deviations
+        params = self.reader.manifest.search.fill(params, results)
         fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
         return params, fixed | self._probing(params) | self._verification(params, results)
+
+    def _certificate(self, recall: Any) -> Certificate:
+        certificate = self.reader.manifest.certificate
+        if certificate is None:
+            raise InvalidInput(f"recall needs an index with a certificate, got {recall} for one without")
+        return certificate
 
     def _checked_k(self, k: Any) -> int:
         n = self.reader.manifest.n
@@ -210,9 +311,7 @@ class Searcher:
             raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
         coverage = params.coverage
         if coverage is None:
-            if params.nprobe is not None or policy.coverage is None:
-                return {"nprobe": params.nprobe or policy.nprobe}
-            coverage = policy.coverage
+            return {"nprobe": params.nprobe}
         if not policy.rungs:
             raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
         if coverage > policy.rungs[-1][0]:
@@ -226,20 +325,16 @@ class Searcher:
     def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
         """Options `refine`, `misses` and `error` of the engine."""
         manifest = self.reader.manifest
-        policy = manifest.search
-        refine = (max(policy.refine, k) if policy.refine else 0) if params.refine is None else params.refine
+        refine, confidence, error = params.refine or 0, params.confidence, manifest.search.error
         if 0 < refine < k:
             raise InvalidInput(f"refine must be 0 or at least k = {k}, got {refine}")
         if refine and manifest.dense == "none":
             raise InvalidInput(f"refine must be 0 for an index without dense rows, got {refine}")
-        confidence = params.confidence
-        if confidence is None and params.refine is None:
-            confidence = policy.confidence
-        if confidence is None or refine == 0:
+        if confidence is None:
             return {"refine": refine}
-        if policy.error is None:
+        if error is None:
             raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
-        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": policy.error}
+        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": error}
 
     def _filter(self, allow: Any) -> dict[str, Any]:
         """Option `allow` of the engine."""

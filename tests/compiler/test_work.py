@@ -126,7 +126,8 @@ def trained() -> Trained:
     space = Space.of_metric(np.diag(np.arange(1.0, D + 1)))
     model = replace(made, space=space, terms=terms, list_terms=terms, anchors=made.coarse)
     drawn = vqdistill.plan(src.facts, "4B/vec")
-    return Trained(drawn, model, {"a": [1.5, None]}, SearchPolicy(nprobe=2, refine=100))
+    policy = SearchPolicy(nprobe=2, refine=100)
+    return Trained(plan=drawn, model=model, report={"a": [1.5, None]}, search=policy, reserved=QUERIES)
 
 
 def test_what_is_trained_comes_back_as_it_was(trained: Trained, tmp_path: Path) -> None:
@@ -137,6 +138,7 @@ def test_what_is_trained_comes_back_as_it_was(trained: Trained, tmp_path: Path) 
     assert (back.plan, back.report, back.search) == (trained.plan, trained.report, trained.search)
     known = back.model.terms.take(np.array([0, 1, 3]))
     assert known.lists.tolist() == [[-1, -1], [1, 0], [0, -1]]
+    assert back.held_out is None and np.array_equal(back.reserved, QUERIES)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no archive at all"])

@@ -18,7 +18,9 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.index.support import smallest_manifest  # noqa: E402
+from vqdistill.index.certificate import Certificate, Rung  # noqa: E402
 from vqdistill.index.policy import SearchPolicy  # noqa: E402
+from vqdistill.index.reader import IndexReader  # noqa: E402
 from vqdistill.index.spec import VERSION  # noqa: E402
 from vqdistill.index.writer import IndexWriter  # noqa: E402
 from vqdistill.model.adapter import QueryAdapter  # noqa: E402
@@ -37,6 +39,22 @@ SEARCH = SearchPolicy(
     error=0.25,
     deviations=4.0,
 )
+
+WORK = {"lists": 2.5, "codes": 30.0, "rows": 8.25, "pages": 3.0, "cost": 1234.5}
+CERTIFICATE = Certificate(
+    k=5,
+    queries=6,
+    tuned_on=7,
+    level=0.95,
+    real_queries=False,
+    truth="index",
+    truth_recall=0.75,
+    rungs=(
+        Rung(target=0.5, nprobe=None, coverage=0.9, refine=10, confidence=0.95, recall=0.6, low=0.5, high=0.7, **WORK),
+        Rung(target=0.9, nprobe=4, coverage=None, refine=50, confidence=None, recall=1.0, low=0.95, high=1.0, **WORK),
+    ),
+)
+"""What it says is arbitrary: no certificate depends on what makes it."""
 
 
 def numbers(*shape: int, seed: int) -> np.ndarray:
@@ -94,9 +112,15 @@ def answers(model: IvfPqModel, codes: Codes, x: np.ndarray, ids: list[str]) -> d
     return {
         "queries": queries.tolist(),
         "search": SEARCH.to_json(),
+        "certificate": CERTIFICATE.to_json(),
         **five_best(model.verify_adapter(adapted) @ x.T, ids),
         "by_code": five_best(by_code, ids),
     }
+
+
+def certify(reader: IndexReader) -> tuple[SearchPolicy, Certificate]:
+    """Return the defaults and the certificate of an index that is about to be published."""
+    return reader.manifest.search, CERTIFICATE
 
 
 def five_best(scores: np.ndarray, ids: list[str]) -> dict[str, object]:
@@ -120,7 +144,7 @@ def main(directory: Path) -> None:
     options = {"dense": "bf16", "tables": "f16", "ids": "str", "index_id": bytes(range(16))}
     with IndexWriter(target / "index", model, **options) as writer:
         writer.add(ids, codes, x)
-        writer.publish({"name": "golden"}, SEARCH, {"recall": 0.5})
+        writer.publish({"name": "golden"}, SEARCH, {"recall": 0.5}, certify)
     text = json.dumps(answers(model, codes, x, ids), indent=1)
     (target / "answers.json").write_text(text + "\n", encoding="utf-8")
     (directory / "manifest-smallest.json").write_bytes(smallest_manifest().to_bytes())

@@ -42,6 +42,8 @@ def test_a_golden_index_answers_as_it_did(version: str) -> None:
         stored = {name: value for name, value in reader.manifest.search.to_json().items() if value not in (None, [])}
         assert stored == wanted.get("search", {"nprobe": 2, "refine": 10})
         assert reader.manifest.plan == {"name": "golden"}
+        certificate = reader.manifest.certificate
+        assert (None if certificate is None else certificate.to_json()) == wanted.get("certificate")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

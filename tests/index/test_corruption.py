@@ -32,6 +32,7 @@ REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
 SAMPLES = {
     "str": make_sample(units=(3, 2)),
     "int64": make_sample(ids="int64", dense="i8", additive=True),
+    "bytes": make_sample(ids="rows", dense="i8", additive=True, tables="i8"),
     "halves": make_sample(ids="int64", dense="bf16", additive=True, tables="f16", units=(2, 0)),
     "rows": make_sample(ids="rows"),
 }
@@ -241,15 +242,15 @@ def test_a_disk_that_fails_in_one_segment_is_a_problem_of_that_segment(
 
 def test_versions_and_features(index: Path) -> None:
     good = manifest_file(index).read_bytes()
-    range_read = "this vqdistill reads versions 1 to 3"
+    range_read = "this vqdistill reads versions 1 to 4"
     for edit, error, message in [
-        ({"version": 4}, FormatTooNew, f"format version 4 is newer than this reader; {range_read}"),
-        ({"version": 4, "surprise": 1}, FormatTooNew, range_read),
+        ({"version": 5}, FormatTooNew, f"format version 5 is newer than this reader; {range_read}"),
+        ({"version": 5, "surprise": 1}, FormatTooNew, range_read),
         ({"version": 0}, FormatTooOld, f"format version 0 is no longer supported; {range_read}"),
         ({"required_features": ["tombstones"]}, FormatTooNew, f"'tombstones'.* are unknown; {range_read}"),
         ({"required_features": [1]}, CorruptIndex, "must be a list of strings"),
-        ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', 'tables'."),
-        ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters'."),
+        ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', 'certificate', 'tables'."),
+        ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters', 'certificate'."),
         ({"version": "1"}, CorruptIndex, "version must be an integer"),
         ({"format": "faiss"}, CorruptIndex, "format must be 'vqdistill', got 'faiss'"),
     ]:
@@ -316,7 +317,7 @@ def test_files_of_version_1_in_an_index_of_today(index: Path) -> None:
     segment = manifest.segments["router"]
     data = (index / segment.file).read_bytes()
     (index / segment.file).write_bytes(pack_header(segment, manifest.index_id, 1) + data[PAGE:])
-    assert refused(index) == "router-1.seg: header version must be 3, got 1"
+    assert refused(index) == "router-1.seg: header version must be 4, got 1"
 
 
 @pytest.mark.parametrize("kind", ["router", "codewords", "coarse", "query_down", "query_up"])
@@ -328,6 +329,23 @@ def test_half_tables_that_are_not_finite(tmp_path: Path, kind: str, value: float
     data[1] = value
     set_payload(index, kind, data[: read_manifest(index).segments[kind].bytes // 2].tobytes())
     assert verify(index) == [f"{kind}-1.seg: values must be finite, got NaN or infinity"]
+
+
+@pytest.mark.parametrize("kind", ["router", "codewords", "coarse"])
+@pytest.mark.parametrize(
+    ("at", "value", "problem"),
+    [
+        (slice(4), np.float32(np.nan).tobytes(), "scales must be finite, got NaN or infinity"),
+        (slice(4, 5), b"\x80", "bytes must be in -127..127, got -128"),
+    ],
+)
+def test_byte_tables_that_no_writer_makes(tmp_path: Path, kind: str, at: slice, value: bytes, problem: str) -> None:
+    index = tmp_path / "x.vqd"
+    write_sample(index, SAMPLES["bytes"])
+    data = bytearray((index / f"{kind}-1.seg").read_bytes()[PAGE:])
+    data[at] = value
+    set_payload(index, kind, bytes(data[: read_manifest(index).segments[kind].bytes]))
+    assert verify(index) == [f"{kind}-1.seg: {problem}"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -83,7 +83,7 @@ def test_lift_between_rungs_is_geometric() -> None:
 RUNGS = "search.rungs must be a list of pairs of a rising coverage in (0, 1] and a falling lift above 0, got "
 COVERAGE = "search.coverage must be at most the last rung's, and null without rungs, got "
 TEMPERATURE = "search.temperature must be null if and only if there are no rungs, got "
-CONFIDENCE = "search.confidence must be null if and only if error is, got "
+CONFIDENCE = "search.confidence must be null if error is, and before version 4 only then, got "
 
 
 @pytest.mark.parametrize(
@@ -126,6 +126,14 @@ def test_each_bad_field_is_refused(changes: dict[str, Any], message: str) -> Non
     with pytest.raises(CorruptIndex) as caught:
         parse(CALIBRATED.to_json() | changes)
     assert str(caught.value) == f"{NAME}: {message}"
+
+
+def test_from_version_4_on_fixed_numbers_may_be_the_default_of_a_calibrated_index() -> None:
+    policy = replace(CALIBRATED, coverage=None, confidence=None)
+    assert parse(policy.to_json(), version=4) == policy
+    for version, changes in ((3, {"coverage": None}), (3, {"confidence": None}), (4, {"error": None})):
+        with pytest.raises(CorruptIndex, match="must be"):
+            parse(CALIBRATED.to_json() | changes, version=version)
 
 
 def test_refine_needs_dense_rows() -> None:

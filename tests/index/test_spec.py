@@ -188,7 +188,7 @@ def test_messages_name_file_place_got_and_wanted(doc: dict[str, Any]) -> None:
         (("generation",), 2, "manifest-1.json: generation must be the number in the file name, got 2"),
         (("index_id",), "00", "manifest-1.json: index_id must be 32 lower-case hex digits, got '00'"),
         (("plan",), [], "manifest-1.json: plan must be a JSON object, got []"),
-        (("tables",), "f64", "manifest-1.json: tables must be one of f32, f16, got 'f64'"),
+        (("tables",), "f64", "manifest-1.json: tables must be one of f32, f16, i8, got 'f64'"),
         (("tables",), "f16", "manifest-1.json: tables must be 'f32' for pq codes, got 'f16'"),
         (("dense",), "f64", "manifest-1.json: dense must be one of f32, f16, bf16, i8, none, got 'f64'"),
         (("search", "nprobe"), 5, "manifest-1.json: search.nprobe must be an integer in 1..4, got 5"),
@@ -251,24 +251,34 @@ def test_half_tables_of_additive_codes() -> None:
 
 def test_a_manifest_of_version_1(doc: dict[str, Any]) -> None:
     """It has no tables, which are float32, and of the search two numbers."""
-    old = {key: value for key, value in doc.items() if key not in ("tables", "adapters")}
+    old = {key: value for key, value in doc.items() if key not in ("tables", "adapters", "certificate")}
     old |= {"version": 1, "search": {"nprobe": 2, "refine": 7}}
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.tables, manifest.search) == (1, "f32", SearchPolicy(nprobe=2, refine=7))
     for wrong in (doc | {"version": 1}, old | {"tables": "f32"}, old | {"search": doc["search"]}, old | {"version": 2}):
         with pytest.raises(CorruptIndex, match="unknown keys|lacks the keys"):
             Manifest.parse(encode(wrong), NAME)
-    for version in (4, 10**9):
-        with pytest.raises(FormatTooNew, match=f"version {version} is newer than this reader; .* versions 1 to 3"):
+    for version in (5, 10**9):
+        with pytest.raises(FormatTooNew, match=f"version {version} is newer than this reader; .* versions 1 to 4"):
             Manifest.parse(encode(old | {"version": version}), NAME)
 
 
 def test_a_manifest_of_version_2(doc: dict[str, Any]) -> None:
     """It has no adapters."""
-    old = {key: value for key, value in doc.items() if key != "adapters"} | {"version": 2}
+    old = {key: value for key, value in doc.items() if key not in ("adapters", "certificate")} | {"version": 2}
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.adapters, manifest.tables) == (2, {}, doc["tables"])
     for wrong in (doc | {"version": 2}, old | {"version": 3}):
+        with pytest.raises(CorruptIndex, match="unknown keys|lacks the keys"):
+            Manifest.parse(encode(wrong), NAME)
+
+
+def test_a_manifest_of_version_3(doc: dict[str, Any]) -> None:
+    """It has no certificate."""
+    old = {key: value for key, value in doc.items() if key != "certificate"} | {"version": 3}
+    manifest = Manifest.parse(encode(old), NAME)
+    assert (manifest.version, manifest.certificate) == (3, None)
+    for wrong in (doc | {"version": 3}, old | {"version": 4}):
         with pytest.raises(CorruptIndex, match="unknown keys|lacks the keys"):
             Manifest.parse(encode(wrong), NAME)
 
@@ -341,14 +351,14 @@ def test_header_page() -> None:
     segment = Segment(kind="codes", file="codes-12.seg", dtype="u1", shape=(2, 3, 32), resident=True)
     page = pack_header(segment, bytes(range(16)))
     assert len(page) == PAGE and page[96 : PAGE - 4] == bytes(PAGE - 100)
-    assert page[:64] == b"\x89VQD\r\n\x1a\n" + b"\3\0\0\0" + b"\x0c\0\0\0" + bytes(range(16)) + b"codes".ljust(
+    assert page[:64] == b"\x89VQD\r\n\x1a\n" + b"\4\0\0\0" + b"\x0c\0\0\0" + bytes(range(16)) + b"codes".ljust(
         16, b"\0"
     ) + b"u1\0\0" + b"\3\0\0\0" + b"\2" + bytes(7)
     check_header(page, segment, bytes(range(16)))
     old = pack_header(segment, bytes(range(16)), 1)
     assert old[8:12] == b"\1\0\0\0" and old[12:96] == page[12:96]
     check_header(old, segment, bytes(range(16)), 1)
-    with pytest.raises(CorruptIndex, match="header version must be 3, got 1"):
+    with pytest.raises(CorruptIndex, match="header version must be 4, got 1"):
         check_header(old, segment, bytes(range(16)))
     for other, message in [
         (replace(segment, kind="dense", file="dense-12.seg"), "header kind must be 'dense', got 'codes'"),

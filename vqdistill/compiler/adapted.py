@@ -12,6 +12,7 @@ from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.distill.adaptation import adapt_queries
 from vqdistill.distill.judged import Judgments
 from vqdistill.model.adapter import QueryAdapter
+from vqdistill.types import F32Rows
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class AdaptedLesson:
     """Learn queries behind their adapter, with their neighbours as relevance."""
 
     supervision: Supervision
+    asked: F32Rows
+    """(q, d) the same queries as they come, before the adapter"""
     judgments: Judgments | None
     """What verification may learn from; None without held-out queries."""
     adapter: QueryAdapter | None
@@ -54,6 +57,7 @@ def adapt(
     lesson = replace(judged, queries=found(queries[picked]), relevance=relevance)
     return AdaptedLesson(
         follow(lesson, dense, mix, config.list_length),
+        queries[picked],
         Judgments(relevance, held[picked], scored, config.list_length) if len(found.held) else None,
         found.adapter,
         [found.report] if found.report else [],

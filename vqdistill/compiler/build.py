@@ -13,22 +13,30 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.memory import LARGEST, Sizes, give_back_freed_memory, parse_cap, sizes_within
+from vqdistill.compiler.memory import (
+    LARGEST,
+    Sizes,
+    give_back_freed_memory,
+    parse_cap,
+    require_room_to_prove,
+    sizes_within,
+)
 from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
+from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.provenance import made_with
 from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
 from vqdistill.compiler.train import Trained, search_policy, train, units
 from vqdistill.compiler.work import WorkDir, work_path
-from vqdistill.config import Budget, DistillConfig
+from vqdistill.config import Budget, DistillConfig, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import read_manifest
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.runs import RunLog
-from vqdistill.index.spec import ID_BYTES
+from vqdistill.index.spec import ID_BYTES, Manifest
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
@@ -45,6 +53,7 @@ def compile(
     ids: Any = None,
     metric: str | None = None,
     ram: str | Budget = "32B/vec",
+    recall: str | float | RecallTarget | None = None,
     dense: str = "f16",
     codes: str | None = None,
     distill: bool = True,
@@ -76,6 +85,8 @@ def compile(
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
     ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
+    recall : such as "0.95@10": the default search of the index becomes the cheapest that is proven to reach it; None =
+        defaults that give up little of what the codes can do
     dense : rows on disk that verify candidates: "f16", "f32", "bf16", "i8" or "none"
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
         and the metric allow it, otherwise pq
@@ -95,14 +106,15 @@ def compile(
     Returns
     -------
     dict
-        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `seconds`.
+        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `certificate`
+        (recall of a ladder of searches on reserved queries, or None) and its `timings`, `seconds`.
 
     Raises
     ------
     InvalidInput
         If an option, file or row is not usable, `out` exists, or work to resume was made with other data or options.
     BudgetInfeasible
-        If nothing fits `ram` or `build_ram`.
+        If nothing fits `ram` or `build_ram`, or the finished index does not reach `recall`.
     VqdistillError
         If the disk refuses; nothing is left at `out`, and `resume` may go on once it takes more.
     """
@@ -112,11 +124,14 @@ def compile(
     kind = teacher_kind(teacher, mix)
     if false_negatives is not None and (kind == "exact" or mix < 1):
         raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
+    wanted = None if recall is None else RecallTarget.parse(recall)
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
+    if wanted is not None and wanted.k > src.n:
+        raise InvalidInput(f"recall must count at most the {src.n} rows, got {wanted}")
     plan = make_plan(
         src.facts,
         ram,
@@ -127,24 +142,35 @@ def compile(
         adapter_units=config.adapter_units(src.dim) if distill and kind != "exact" else 0,
     )
     progress.note(plan.explain())
-    sizes = LARGEST
-    if build_ram is not None:
-        cap = parse_cap(build_ram)
+    sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
+    if cap is not None:
         sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
+        require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
         config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
         give_back_freed_memory()
         progress.note(f"build-ram    {sizes.explain(cap)}")
     options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes)}
-    made = made_with(src, input, queries, teacher, options)
+    made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
+    dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
     with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
         if work.trained is None:
-            dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
-            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher))
+            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted))
         done = work.trained
         assert done is not None
-        _encode(done, src, Path(out), progress, sizes, work.log)
-    seconds = time.perf_counter() - begin
-    return {"plan": done.plan.to_json(), "report": done.report, "search": done.search.to_json(), "seconds": seconds}
+        proof = None
+        if done.held_out is not None and done.reserved is not None:
+            io = "auto" if cap is None else "pread"  # what a map has touched counts as resident
+            proof = Proof(done.held_out, done.reserved, done.pseudo, dense_teacher, wanted, io)
+        manifest = _encode(done, src, Path(out), progress, sizes, work.log, proof)
+    certificate = manifest.certificate
+    return {
+        "plan": done.plan.to_json(),
+        "report": done.report,
+        "search": manifest.search.to_json(),
+        "certificate": None if certificate is None else certificate.to_json(),
+        "timings": [] if proof is None else proof.timings,
+        "seconds": time.perf_counter() - begin,
+    }
 
 
 def build(
@@ -155,8 +181,9 @@ def build(
     *,
     search: SearchPolicy | Mapping[str, Any] | None = None,
     report: dict[str, Any] | None = None,
+    proof: Proof | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> Manifest:
     """Encode every row of `src` and publish the index at `path`.
 
     Parameters
@@ -166,6 +193,12 @@ def build(
     search : defaults stored in the index, whole or as `Distiller.calibrated` has them; what is not calibrated: a
         quarter of the lists, 100 candidates verified
     report : JSON object stored in the manifest
+    proof : measures the index before it is published, and may change its defaults; None = no certificate
+
+    Returns
+    -------
+    Manifest
+        What was published.
 
     Raises
     ------
@@ -177,7 +210,8 @@ def build(
     _require_match(plan, model, src)
     if not isinstance(search, SearchPolicy):
         search = search_policy(model, plan.dense, search or {})
-    _encode(Trained(plan, model, report or {}, search), src, Path(path), progress or Progress())
+    done = Trained(plan=plan, model=model, report=report or {}, search=search)
+    return _encode(done, src, Path(path), progress or Progress(), proof=proof)
 
 
 def _encode(
@@ -187,13 +221,13 @@ def _encode(
     progress: Progress,
     sizes: Sizes = LARGEST,
     log: RunLog | None = None,
-) -> None:
+    proof: Proof | None = None,
+) -> Manifest:
     """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already."""
     plan, model = done.plan, done.model
     index_id = _index_id(plan, model, src)
     if log is not None and os.path.lexists(path):
-        _require_same_index(path, index_id)
-        return
+        return _require_same_index(path, index_id)
     with IndexWriter(
         path,
         model,
@@ -216,7 +250,7 @@ def _encode(
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
-            writer.publish(plan.to_json(), done.search, done.report, stage.advance)
+            return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
 
 
 def _require_free(out: str | Path, resume: bool) -> None:
@@ -227,9 +261,11 @@ def _require_free(out: str | Path, resume: bool) -> None:
         raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
 
 
-def _require_same_index(path: Path, index_id: bytes) -> None:
-    if read_manifest(path).index_id != index_id:
+def _require_same_index(path: Path, index_id: bytes) -> Manifest:
+    manifest = read_manifest(path)
+    if manifest.index_id != index_id:
         raise InvalidInput(f"{path} exists already, and is not what {work_path(path)} leads to; remove one of them")
+    return manifest
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:

@@ -25,6 +25,8 @@ AFFORDABLE = 4 * 10**13
 """Queries x rows x dimensions up to which the dense teacher searches exactly: ten minutes on two cores, which do 6.6e10
 a second. 16,384 queries get there at 6.4 million rows of 384 dimensions. An index must be trained and coded first: up
 to there it would save a third of the time at most, far beyond two thirds."""
+_SERVING = 1.25
+"""Resident bytes of an open index against its own, scratch space of its searches included."""
 _STEPS = 64
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -107,6 +109,23 @@ def peak_bytes(sizes: Sizes, plan: CompilePlan, *, threads: int, source_bytes: i
     encoding = 8 * block + 3 * sizes.run_bytes + held // 4
     fixed = LIBRARIES + threads * _PER_THREAD + source_bytes + codebooks + lists + 8 * 4 * d * d
     return fixed + max(teaching, training, encoding)
+
+
+def require_room_to_prove(sizes: Sizes, cap: int, plan: CompilePlan, *, threads: int, source_bytes: int) -> None:
+    """Refuse a cap that does not hold the finished index, whose searches are measured before it is published.
+
+    Raises
+    ------
+    BudgetInfeasible
+        If it does not.
+    """
+    needed = LIBRARIES + threads * _PER_THREAD + source_bytes + _SERVING * plan.ram_bytes + 2 * sizes.block_bytes
+    if needed > cap:
+        least = -(-needed // _MIB)
+        raise BudgetInfeasible(
+            f"a build-ram of {cap} B is too small, the smallest feasible one is {least}MiB: the index takes"
+            f" {plan.ram_bytes} B itself while its recall is measured"
+        )
 
 
 def parse_cap(text: str | int) -> int:

@@ -32,6 +32,8 @@ _PARTS = {
 }
 """Fields of a model that are values with arrays of their own."""
 
+_QUERIES = ("held_out", "reserved")
+
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -47,7 +49,11 @@ def save_trained(trained: Trained, path: Path) -> None:
     plain: dict[str, Any] = {}
     _take_apart(trained.model, "model", arrays, plain)
     search = trained.search.to_json()
-    meta = {"plan": trained.plan.to_json(), "report": trained.report, "search": search, "plain": plain}
+    for name in _QUERIES:
+        if (queries := getattr(trained, name)) is not None:
+            arrays[name] = queries
+    meta: dict[str, Any] = {"plan": trained.plan.to_json(), "report": trained.report, "search": search, "plain": plain}
+    meta["pseudo"] = trained.pseudo
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     with path.open("wb") as file:
         np.savez(file, meta=text, **arrays)  # type: ignore[arg-type]
@@ -70,7 +76,10 @@ def load_trained(path: Path) -> Trained:
         search = SearchPolicy.parse(
             Fields(meta["search"], "search"), version=VERSION, nlist=model.nlist, has_dense=plan.dense != "none"
         )
-        return Trained(plan, model, meta["report"], search)
+        queries = {name: arrays.get(name) for name in _QUERIES}
+        return Trained(
+            plan=plan, model=model, report=meta["report"], search=search, pseudo=bool(meta["pseudo"]), **queries
+        )
     except (*READ_ERRORS, KeyError, TypeError, AttributeError, VqdistillError) as error:
         raise InvalidInput(f"{path} is damaged: {error}") from None
 

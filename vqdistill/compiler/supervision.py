@@ -30,6 +30,10 @@ from vqdistill.types import F32Rows
 
 DEPTH = 200
 """Teacher documents per query (Distill-VQ uses the top 200)."""
+RESERVED = 1000
+"""Queries at most, and a fifth at most, that are kept for the certificate."""
+FEWEST_CERTIFIED = 200
+"""Queries below which none are kept: a fifth of them would prove little, and training needs them more."""
 SAMPLE = 200
 """Queries whose exact lists say what share of them the index found; about 1 % of the work of exact search for all."""
 
@@ -40,6 +44,8 @@ class Supervision:
 
     queries: F32Rows
     """(q, d) float32, prepared"""
+    reserved: F32Rows
+    """(r, d) other queries, which nothing but the certificate may see; none where there are few"""
     relevance: Relevance
     origin: str
     """Where the queries are from, for the report."""
@@ -88,29 +94,39 @@ class DenseTeacher:
         """Pseudo-queries made when there are none."""
         return self.sizes.queries // 2
 
-    def teach(self, queries: F32Rows, exclude: IntRows | None = None) -> tuple[Relevance, dict[str, Any]]:
-        """Return the first DEPTH documents of each query, and what taught them; `exclude` as for ExactTeacher."""
+    def teach(
+        self, queries: F32Rows, exclude: IntRows | None = None, depth: int = DEPTH
+    ) -> tuple[Relevance, dict[str, Any]]:
+        """Return the first `depth` documents of each query, and what taught them; `exclude` as for ExactTeacher."""
         if len(queries) * self.src.n * self.src.dim <= AFFORDABLE:
-            return self._exact(queries, exclude), {"kind": "exact"}
+            return self._exact(queries, exclude, depth), {"kind": "exact"}
         with self.progress.stage("index teacher", self.src.n, unit_bytes=row_bytes(self.src)) as stage:
             teacher = CachedTeacher(
                 IndexTeacher(self.src, self.seed, self.threads, stage.advance, self.sizes), self.cache, self.seed
             )
-            found = teacher.relevance(queries, DEPTH, exclude)
+            found = teacher.relevance(queries, depth, exclude)
         rng = np.random.default_rng([self.seed, 7])
         some = np.sort(rng.permutation(len(queries))[:SAMPLE])
-        wanted = self._exact(queries[some], None if exclude is None else exclude[some])
+        wanted = self._exact(queries[some], None if exclude is None else exclude[some], depth)
         return found, {"kind": "index", "recall": list_recall(found.select(some), wanted), "sample": len(some)}
 
-    def _exact(self, queries: F32Rows, exclude: IntRows | None) -> Relevance:
+    def _exact(self, queries: F32Rows, exclude: IntRows | None, depth: int) -> Relevance:
         with self.progress.stage("exact teacher", self.src.n, unit_bytes=row_bytes(self.src)) as stage:
             exact = ExactTeacher(self.src, self.threads, stage.advance, self.sizes.block_rows(self.src.dim))
             teacher = CachedTeacher(exact, self.cache)
-            return teacher.relevance(queries, DEPTH, exclude)
+            return teacher.relevance(queries, depth, exclude)
 
 
-def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: DenseTeacher) -> Supervision:
+def supervise(
+    src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: DenseTeacher, *, proven: bool = False
+) -> Supervision:
     """Find learn queries and what their teacher says of the rows of `src`; `queries` and `teacher` as for `compile`.
+
+    Before anything else, some queries are reserved for the certificate.
+
+    Parameters
+    ----------
+    proven : whether there must be enough queries for that
 
     Returns
     -------
@@ -120,7 +136,7 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
     Raises
     ------
     InvalidInput
-        If `teacher` is not usable, or needs real queries and there are none.
+        If `teacher` is not usable, or needs real queries and there are none, or too few queries can be `proven`.
     """
     kind = teacher_kind(teacher)
     opened = learn_queries(src, queries)
@@ -128,8 +144,10 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
         if kind != "exact":
             shown = "function" if callable(teacher) else repr(teacher)
             raise InvalidInput(f"teacher {shown} needs learn queries, got none")
-        return _pseudo(dense)
+        return _pseudo(dense, proven)
     order, origin = np.random.default_rng([dense.seed, 2]).permutation(opened.n), opened.name.rpartition("/")[2]
+    kept = _reserve(opened.n, proven)
+    reserved, order = opened.take(np.sort(order[:kept])), order[kept:]
     if kind in ("scores", "labels"):
         read, path = (read_scores if kind == "scores" else read_labels), str(teacher).partition(":")[2]
         judged = read(path, n_queries=opened.n, n_docs=src.n, query_ids=opened.ids, doc_ids=src.ids)
@@ -137,14 +155,14 @@ def supervise(src: EmbeddingSource, queries: Any, teacher: str | Judge, dense: D
             raise InvalidInput(f"{path} must name a relevant document of some query, got none")
         order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
         picked = np.sort(order[: dense.max_judged])
-        return Supervision(opened.take(picked), judged.select(picked), origin, {"kind": kind}, kind=kind)
+        return Supervision(opened.take(picked), reserved, judged.select(picked), origin, {"kind": kind}, kind=kind)
     picked = np.sort(order[: dense.max_queries])
     rows = opened.take(picked)
     relevance, said = dense.teach(rows)
     if not callable(teacher):
-        return Supervision(rows, relevance, origin, said)
+        return Supervision(rows, reserved, relevance, origin, said)
     judged = _judged(teacher, relevance, picked, dense.progress)
-    return Supervision(rows, judged, origin, {"kind": kind}, kind=kind)
+    return Supervision(rows, reserved, judged, origin, {"kind": kind}, kind=kind)
 
 
 def follow(judged: Supervision, dense: DenseTeacher, mix: float, length: float) -> Supervision:
@@ -205,10 +223,20 @@ def learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
     return open_queries(queries, src)
 
 
-def _pseudo(dense: DenseTeacher) -> Supervision:
+def _reserve(queries: int, proven: bool) -> int:
+    """How many of the queries are kept for the certificate."""
+    if queries >= FEWEST_CERTIFIED:
+        return min(RESERVED, queries // 5)
+    if proven:
+        raise InvalidInput(f"recall needs at least {FEWEST_CERTIFIED} queries to be proven on, got {queries}")
+    return 0
+
+
+def _pseudo(dense: DenseTeacher, proven: bool) -> Supervision:
     src = dense.src
     with dense.progress.stage("pseudo-queries"):
         count = min(dense.pseudo_queries, src.n)
         made, origins = pseudo_queries(src, count, dense.seed, dense.threads, dense.sizes.pool_bytes)
-    relevance, said = dense.teach(made, origins)
-    return Supervision(made, relevance, "pseudo-queries", said, pseudo=True)
+    kept = _reserve(len(made), proven)
+    relevance, said = dense.teach(made[kept:], origins[kept:])
+    return Supervision(made[kept:], made[:kept], relevance, "pseudo-queries", said, pseudo=True)

@@ -123,14 +123,21 @@ class TableSource:
 
     def take(self, rows: IntRows) -> F32Rows:
         """See EmbeddingSource."""
+        wanted = self._checked_rows(rows)
+        return self._prepare(self._table.gather(wanted), wanted)
+
+    def stored(self, rows: IntRows) -> F32Rows:
+        """Return the given rows, (b, dim) float32, as they are stored: NaN, infinity and zero rows included."""
+        return self._table.gather(self._checked_rows(rows))
+
+    def _checked_rows(self, rows: IntRows) -> IntRows:
         wanted = np.asarray(rows)
         if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
             raise InvalidInput(f"row numbers must be (b,) integers, got {wanted.shape} {wanted.dtype}")
         outside = (wanted < 0) | (wanted >= self.n)
         if outside.any():
             raise InvalidInput(f"{self.name} has rows 0..{self.n - 1}, got row number {wanted[outside][0]}")
-        wanted = wanted.astype(np.int64)
-        return self._prepare(self._table.gather(wanted), wanted)
+        return wanted.astype(np.int64)
 
     @property
     def resident_bytes(self) -> int:

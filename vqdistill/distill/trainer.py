@@ -98,6 +98,8 @@ class Distiller:
     calibrated : dict
         After `fit`: how the model is best searched, by the fields of `index.policy.SearchPolicy`; empty without
         held-out queries.
+    held_out : (h,) int64
+        After `fit`: numbers of the queries that decided and did not train.
     """
 
     model: IvfPqConfig
@@ -106,6 +108,7 @@ class Distiller:
     progress: Progress = field(default_factory=Progress)
     report: dict[str, Any] = field(default_factory=dict, init=False)
     calibrated: dict[str, Any] = field(default_factory=dict, init=False)
+    held_out: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), init=False)
 
     @one_library_thread()
     def fit(
@@ -149,6 +152,7 @@ class Distiller:
         corpus = self._corpus(src, rows)
         local = renumber(relevance, rows)
         train, held = split(local, self.config.held_out, rng) if judgments is None else judgments.split(local)
+        self.held_out = held
         self.report = {"rows": len(rows), "train_queries": len(train), "held_out_queries": len(held)}
         space = self._space(corpus, queries, local, train, held)
         moved = queries

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.config import SearchParams
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.data.teacher import ExactTeacher
 from vqdistill.errors import InvalidInput
 from vqdistill.evaluate import metrics
+from vqdistill.evaluate.ladder import QuerySet
 from vqdistill.evaluate.memory import rss_delta_bytes
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.searcher import Searcher
@@ -26,13 +28,9 @@ _LABEL_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class TestSet:
+class TestSet(QuerySet):
     """Queries that nothing was tuned on, with what is right for them."""
 
-    queries: F32Rows
-    """(q, d) float32, prepared"""
-    neighbors: npt.NDArray[np.int64]
-    """(q, >= k) exact nearest rows, best first"""
     labels: npt.NDArray[Any] | None
     """(q,) or (q, l) right rows, -1 padding; None where the data set has none"""
 
@@ -76,6 +74,7 @@ def evaluate(
     coverage: float | None = None,
     refine: int | None = None,
     confidence: float | None = None,
+    recall: float | None = None,
     threads: int = 1,
 ) -> dict[str, Any]:
     """Measure recall, ranking, speed and memory of an index.
@@ -84,7 +83,7 @@ def evaluate(
     ----------
     index : directory of the index
     dataset : HDF5 file that it was compiled from, with `test` and, if it has them, `neighbors` and `test_labels`
-    k, nprobe, coverage, refine, confidence, threads : as for `Searcher.search`
+    k, nprobe, coverage, refine, confidence, recall, threads : as for `Searcher.search`
 
     Returns
     -------
@@ -100,25 +99,36 @@ def evaluate(
     InvalidInput
         If the data set does not belong to the index, or an option is out of range.
     """
+    options: dict[str, Any] = {"nprobe": nprobe, "coverage": coverage, "refine": refine, "confidence": confidence}
+    SearchParams(**options, recall=recall, threads=threads)
     with open_index(index) as reader:
         searcher = Searcher(reader)
+        ranking = options if recall is None else {"recall": recall}
+        if recall is not None:
+            options = searcher.rung(recall, k).options
         test = load_test_set(dataset, reader, k, threads)
-        probing = {"nprobe": nprobe, "coverage": coverage, "threads": threads}
-        verification = {"refine": refine, "confidence": confidence}
-        most = max(k, reader.manifest.search.refine) if refine is None else refine
-        measured = _quality(searcher, test, k, most, probing, verification)
-        measured |= _speed(searcher, test, k, probing | verification)
+        probing = {"nprobe": options["nprobe"], "coverage": options["coverage"], "threads": threads}
+        verification = {"refine": options["refine"], "confidence": options["confidence"]}
+        most = max(k, reader.manifest.search.refine) if options["refine"] is None else options["refine"]
+        measured = _quality(searcher, test, k, most, ranking, probing, verification)
+        measured |= _speed(searcher, test, k, ranking | {"threads": threads})
         sizes = _sizes(reader)
     sizes["rss_delta_bytes"] = rss_delta_bytes(index, test.queries, probing)
-    asked = {"k": k, "refine": most, "queries": len(test.queries), "threads": threads}
-    return asked | {"nprobe": nprobe, "coverage": coverage, "confidence": confidence} | measured | sizes
+    asked = {"k": k, "queries": len(test.queries), "threads": threads, "recall": recall}
+    return asked | options | {"refine": most} | measured | sizes
 
 
 def _quality(
-    searcher: Searcher, test: TestSet, k: int, most: int, probing: dict[str, Any], verification: dict[str, Any]
+    searcher: Searcher,
+    test: TestSet,
+    k: int,
+    most: int,
+    ranking: dict[str, Any],
+    probing: dict[str, Any],
+    verification: dict[str, Any],
 ) -> dict[str, float]:
     by_code = searcher.search(test.queries, max(k, min(most, searcher.reader.manifest.n)), refine=0, **probing)
-    ranked = searcher.search(test.queries, k, **probing, **verification).rows
+    ranked = searcher.search(test.queries, k, threads=probing["threads"], **ranking).rows
     found = {
         "recall_at_k": metrics.recall_at_k(ranked, test.neighbors, k),
         "recall_at_k_codes_only": metrics.recall_at_k(by_code.rows, test.neighbors, k),

@@ -55,6 +55,14 @@ class Fields:
         value = self._get(key, ok, f"null or a number in ({low:g}, {high:g}]")
         return None if value is None else float(value)
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """Return a number in low..high."""
+
+        def ok(v: Any) -> bool:
+            return isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high
+
+        return float(self._get(key, ok, f"a number in {low:g}..{high:g}"))
+
     def boolean(self, key: str) -> bool:
         """Return true or false."""
         value: bool = self._get(key, lambda v: isinstance(v, bool), "true or false")
@@ -68,6 +76,19 @@ class Fields:
     def object(self, key: str) -> Fields:
         """Return an object inside this one."""
         return Fields(self.values.get(key), self.file, f"{self.place}{key}.")
+
+    def object_or_null(self, key: str) -> Fields | None:
+        """Return an object inside this one, or None for null."""
+        return None if key in self.values and self.values[key] is None else self.object(key)
+
+    def objects(self, key: str, least: int, most: int) -> list[Fields]:
+        """Return a list of objects."""
+
+        def ok(v: Any) -> bool:
+            return isinstance(v, list) and least <= len(v) <= most
+
+        entries = self._get(key, ok, f"a list of {least}..{most} objects")
+        return [Fields(entry, self.file, f"{self.place}{key}[{i}].") for i, entry in enumerate(entries)]
 
     def matching(self, key: str, pattern: str, wanted: str) -> str:
         """Return text that all of `pattern` matches."""

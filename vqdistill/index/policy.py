@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from vqdistill.config import SearchParams
 from vqdistill.index.fields import Fields
 
 UNCALIBRATED_SHARE = 0.25
@@ -21,22 +22,32 @@ class SearchPolicy:
     """Defaults of a search, and what held-out queries calibrated; None where nothing was."""
 
     nprobe: int
-    """Lists visited where there are no rungs; with them, lists that a fixed nprobe would need."""
+    """Lists visited where there is no coverage; with it, lists that a fixed nprobe would need."""
     refine: int
     """Candidates verified at most; 0 without dense rows."""
     coverage: float | None = None
-    """Rung taken by default."""
+    """Rung taken by default; None = `nprobe` lists."""
     rungs: tuple[tuple[float, float], ...] = ()
     """(coverage, lift), coverages rising and lifts falling: the lists in which a wanted row is at least `lift` times as
     likely as among as many random rows hold this share of the true neighbours."""
     temperature: float | None = None
     """Softmax of the routing scores divided by it is the probability of a list."""
     confidence: float | None = None
-    """Expected share of the k results among the candidates read when reading stops."""
+    """Expected share of the k results among the candidates read when reading stops; None = reads all of `refine`."""
     error: float | None = None
     """Standard deviation of exact score - code score among a query's candidates, around its mean."""
     deviations: float | None = None
     """Standard deviations above its mean that the rest of a code is credited with when a scan drops blocks early."""
+
+    def fill(self, params: SearchParams, k: int) -> SearchParams:
+        """Put the defaults in where a search for `k` results leaves the choice to the index."""
+        if params.nprobe is None and params.coverage is None:
+            lists = {"nprobe": self.nprobe} if self.coverage is None else {"coverage": self.coverage}
+            params = replace(params, **lists)
+        if params.refine is None:
+            confidence = self.confidence if params.confidence is None else params.confidence
+            params = replace(params, refine=max(self.refine, k) if self.refine else 0, confidence=confidence)
+        return params if params.refine else replace(params, confidence=None)
 
     def lift(self, coverage: float) -> float:
         """Return the lift for a coverage up to the last rung: geometric between rungs, that of the first one below."""
@@ -80,14 +91,15 @@ class SearchPolicy:
             return cls(nprobe=nprobe, refine=refine)
         rungs = _parse_rungs(search)
         coverage = search.number_or_null("coverage", 0.0, 1.0)
-        if (coverage is None) == bool(rungs) or (coverage is not None and coverage > rungs[-1][0]):
+        beyond = coverage is not None and (not rungs or coverage > rungs[-1][0])
+        if beyond or (coverage is None and rungs and version < 4):
             search.fail("coverage", coverage, "at most the last rung's, and null without rungs")
         temperature = search.number_or_null("temperature", *_FLOAT32)
         if (temperature is None) == bool(rungs):
             search.fail("temperature", temperature, "null if and only if there are no rungs")
         confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", *_FLOAT32)
-        if (confidence is None) != (error is None):
-            search.fail("confidence", confidence, "null if and only if error is")
+        if (error is None and confidence is not None) or (confidence is None and error is not None and version < 4):
+            search.fail("confidence", confidence, "null if error is, and before version 4 only then")
         deviations = search.number_or_null("deviations", 0.0, 1e6)
         return cls(
             nprobe=nprobe,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.byte_rows import from_bytes
 from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
 from vqdistill.index.files import (
     CURRENT,
@@ -81,7 +82,17 @@ class IndexReader:
             problems = list(_problems(path))
             if problems:
                 raise CorruptIndex(f"{problems[0]} (first of {len(problems)} problems)")
-        manifest = read_manifest(path)
+        return cls.open_files(path, read_manifest(path))
+
+    @classmethod
+    def open_files(cls, path: Path, manifest: Manifest) -> IndexReader:
+        """Open the segments in the directory `path` that a manifest names, which may not be published yet.
+
+        Raises
+        ------
+        CorruptIndex, VqdistillError
+            As `open`.
+        """
         with ExitStack() as stack:
             fds = {}
             for kind, segment in manifest.segments.items():
@@ -116,15 +127,24 @@ class IndexReader:
             metric=self.manifest.metric,
             residual=self.manifest.residual,
             mean=arrays["mean"],
-            coarse=arrays["coarse"].astype(np.float32, copy=False),
-            router=arrays["router"].astype(np.float32, copy=False),
+            coarse=self._table("coarse"),
+            router=self.router,
             rotation=self._rotation,
-            codewords=arrays["codewords"].astype(np.float32, copy=False),
+            codewords=self._table("codewords"),
             doc_codewords=self._load("doc_codewords"),
             space=space,
-            query_adapter=self._adapter("query"),
-            verify_adapter=self._adapter("verify"),
+            query_adapter=self.adapter("query"),
+            verify_adapter=self.adapter("verify"),
         )
+
+    def adapter(self, stage: str) -> QueryAdapter | None:
+        """The adapter of a stage, "query" or "verify"; None if there is none."""
+        arrays = self._adapter_arrays(stage)
+        if arrays is None:
+            return None
+        down, bias, up, rank, unit = arrays
+        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
+        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
 
     def engine(self, io: str = "auto") -> Engine:
         """Return a native engine over the resident arrays and the dense file; it shares their memory.
@@ -240,8 +260,7 @@ class IndexReader:
         self._require_positions(positions, 0)
         data = self._read("dense", positions)
         if self.manifest.dense == "i8":
-            scales: F32Rows = data[:, :4].copy().view(np.float32)
-            return scales * data[:, 4:].view(np.int8)
+            return from_bytes(data)
         if self.manifest.dense == "bf16":
             return (data.view("<u2").astype("<u4") << 16).view("<f4")
         return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
@@ -251,6 +270,11 @@ class IndexReader:
         """First position of each list, and the number of rows: (nlist + 1,) int64."""
         offsets: npt.NDArray[np.int64] = self._arrays["list_offsets"]
         return offsets
+
+    @property
+    def router(self) -> F32Rows:
+        """What ranks the lists: (nlist, d) float32."""
+        return self._table("router")
 
     @property
     def resident_bytes(self) -> int:
@@ -292,13 +316,10 @@ class IndexReader:
         down, bias, up = (self._arrays[f"{stage}_{part}"] for part in ("down", "bias", "up"))
         return down, bias, up, self.manifest.adapters[stage].rank, self.manifest.metric is Metric.COSINE
 
-    def _adapter(self, stage: str) -> QueryAdapter | None:
-        arrays = self._adapter_arrays(stage)
-        if arrays is None:
-            return None
-        down, bias, up, rank, unit = arrays
-        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
-        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
+    def _table(self, kind: str) -> F32Rows:
+        """Router, coarse or codewords as float32."""
+        array = self._arrays[kind]
+        return from_bytes(array) if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
 
     def _segment(self, kind: str) -> Segment:
         return self.manifest.segments[kind]

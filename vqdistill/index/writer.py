@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.byte_rows import to_bytes
+from vqdistill.index.certificate import Certificate
 from vqdistill.index.encodings import encode_dense, encode_int_ids, encode_text_id
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.runs import Chunks, EncodedRows, RunLog, Runs
 from vqdistill.index.spec import (
     ADAPTERS,
@@ -40,10 +43,14 @@ from vqdistill.types import Codes, F32Rows, require_finite
 
 MEMORY_BYTES = 64 << 20
 """Encoded rows gathered before they are written, and put into list order, at a time."""
-_TABLE_ARRAYS = ("router", "codewords", "coarse", "_down", "_up")
+_ADAPTER_TABLES = ("_down", "_up")
+_TABLE_ARRAYS = ("router", "codewords", "coarse", *_ADAPTER_TABLES)
 """Ends of the names of what is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
 _ADAPTER_PARTS = ("down", "bias", "up")
+
+Certify = Callable[[IndexReader], tuple[SearchPolicy, Certificate]]
+"""Measures the finished files of an index before they are published: its defaults, and what searches find."""
 
 
 class IndexWriter:
@@ -60,7 +67,8 @@ class IndexWriter:
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
     dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
-    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords and adapters
+    tables : "f32", or for additive codes "f16" or "i8" (a scale a row, see `byte_rows`); how router, coarse and
+        codewords are kept. Adapters are float16 beside i8.
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     memory_bytes : encoded rows in memory at a time, about a third of what the writer takes
@@ -156,6 +164,7 @@ class IndexWriter:
         plan: Mapping[str, Any],
         search: SearchPolicy,
         report: Mapping[str, Any],
+        certify: Certify | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
@@ -166,6 +175,8 @@ class IndexWriter:
         ----------
         plan, report : JSON objects, stored as they are
         search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
+        certify : called with a reader of the finished files; the manifest stores what it returns. If it raises, nothing
+            is published
         advance : called with the bytes of each part written
 
         Raises
@@ -188,6 +199,10 @@ class IndexWriter:
             if not self._keeps_runs:
                 self._runs.remove()
             manifest = self._manifest(plan, search, report, segments)
+            if certify is not None:
+                with IndexReader.open_files(self._temporary, manifest) as reader:
+                    search, certificate = certify(reader)
+                manifest = self._manifest(plan, search, report, segments, certificate)
             publish_manifest(self._ops, self._temporary, manifest)
             self._require_free_path()
             self._ops.rename(self._temporary, self._path)
@@ -287,6 +302,7 @@ class IndexWriter:
         search: SearchPolicy,
         report: Mapping[str, Any],
         segments: Mapping[str, Segment],
+        certificate: Certificate | None = None,
     ) -> Manifest:
         """Build the manifest and read it back, so that nothing is published that a reader would refuse."""
         layout = self._layout()
@@ -312,6 +328,7 @@ class IndexWriter:
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
             },
+            certificate=certificate,
         )
         try:
             data = manifest.to_bytes()
@@ -324,9 +341,7 @@ class IndexWriter:
     def _write_segments(self, segments: Mapping[str, Segment], advance: Callable[[int], None]) -> dict[str, Segment]:
         offsets = np.concatenate([[0], np.cumsum(self._runs.counts)])
         whole = {"list_offsets": offsets} | {
-            name: array.astype(segments[name].numpy_dtype, copy=False)
-            for name, array in _arrays_of(self._model).items()
-            if name in segments
+            name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
         }
         written = {}
         for kind, segment in segments.items():
@@ -394,6 +409,11 @@ def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
     return arrays
 
 
+def _stored(array: npt.NDArray[np.float32], segment: Segment) -> npt.NDArray[Any]:
+    """An array of the model as its segment holds it."""
+    return to_bytes(array) if segment.dtype == "u1" else array.astype(segment.numpy_dtype, copy=False)
+
+
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     if value not in options:
         raise InvalidInput(f"{name} must be one of {', '.join(options)}, got {value!r}")
@@ -416,5 +436,6 @@ def _require_model(model: IvfPqModel, tables: str) -> None:
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        if tables == "f16" and name.endswith(_TABLE_ARRAYS) and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        halves = name.endswith(_TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ())
+        if halves and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")

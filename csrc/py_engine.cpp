@@ -1,0 +1,262 @@
+// Engine of the Python module: checks, allocates outputs, releases the GIL, searches.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "ivf_search.h"
+#include "py_arrays.h"
+
+namespace vqdistill {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// An index is checked before it comes here; this only keeps a mistake in Python from reading foreign memory.
+void require_offsets(const Array<std::int64_t>& offsets) {
+    const std::int64_t* begin = offsets.data();
+    const std::int64_t* end = begin + offsets.size(0);
+    if (*begin != 0 || !std::is_sorted(begin, end)) refuse("list_offsets", "(nlist + 1,) rising from 0", "others");
+}
+
+// Rows that a search may find: bits by block of positions, and the number of such rows in each list.
+class Allow {
+public:
+    Allow(const py::object& value, const IndexView& index)
+        : pair_(value.is_none() ? py::tuple(0) : py::reinterpret_borrow<py::tuple>(value)) {
+        if (value.is_none()) return;
+        if (!py::isinstance<py::tuple>(value) || pair_.size() != 2) refuse("allow", "(blocks, per_list)", type_name(value));
+        view_.blocks = Array<std::uint32_t>(pair_[0], "allow blocks", "(nblocks,) uint32",
+                                            {static_cast<py::ssize_t>(block_count(index.n()))})
+                           .data();
+        view_.per_list = Array<std::int64_t>(pair_[1], "allow per_list", "(nlist,) int64",
+                                             {static_cast<py::ssize_t>(index.nlist)})
+                             .data();
+    }
+    const AllowView& view() const { return view_; }
+
+private:
+    py::tuple pair_;
+    AllowView view_;
+};
+
+// A residual network for queries: (down, bias, up, rank, unit) or None.
+class AdapterArrays {
+public:
+    AdapterArrays(const py::object& value, const std::string& name, py::ssize_t d) {
+        if (value.is_none()) return;
+        const std::string wanted = "(down, bias, up, rank, unit) or None";
+        if (!py::isinstance<py::tuple>(value) || py::len(value) != 5) refuse(name, wanted, type_name(value));
+        parts_ = py::reinterpret_borrow<py::tuple>(value);
+        const Matrix down(parts_[0], (name + " down").c_str(), "(units, d) float32 or float16", {kAny, d});
+        const py::ssize_t units = down.size(0);
+        const Array<float> bias(parts_[1], (name + " bias").c_str(), "(units,) float32", {units});
+        const Matrix up(parts_[2], (name + " up").c_str(), "(d, units) float32 or float16", {d, units});
+        if (units == 0) refuse(name + " units", "positive", "0");
+        if (!py::isinstance<py::int_>(parts_[3]) || !py::isinstance<py::bool_>(parts_[4]))
+            throw py::type_error(name + " must end in an integer rank and a bool, got others");
+        const std::size_t rank = in_range((name + " rank").c_str(), parts_[3].cast<py::ssize_t>(), 0, units);
+        view_ = {static_cast<std::size_t>(units), rank, down.view(), bias.data(), up.view(), parts_[4].cast<bool>()};
+    }
+    const AdapterView& view() const { return view_; }
+
+private:
+    py::tuple parts_;  // keeps alive what view_ points at
+    AdapterView view_;
+};
+
+// Ctrl-C and other signals, as Python's handlers answer them; called without the GIL.
+bool python_interrupts() {
+    const py::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
+// Runs a search without the GIL, under the limits of the call. What interrupted it is the Python error that is raised.
+template <class Search>
+void run_limited(double timeout_s, Search search) {
+    if (!(timeout_s > 0)) refuse("timeout_s", "positive", std::to_string(timeout_s));
+    try {
+        const py::gil_scoped_release release;
+        CallLimits limits(timeout_s, python_interrupts);
+        search(limits);
+    } catch (const Interrupted&) {
+        throw py::error_already_set();
+    } catch (const TimedOut&) {
+        PyErr_SetString(PyExc_TimeoutError, "timed out");
+        throw py::error_already_set();
+    }
+}
+
+constexpr std::size_t kStats = sizeof(QueryStats) / sizeof(std::int64_t);
+static_assert(sizeof(QueryStats) == kStats * sizeof(std::int64_t), "stats are seen as rows of int64");
+
+class Engine {
+public:
+    Engine(const std::string& metric, bool residual, const py::object& list_offsets, const py::object& router,
+           const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
+           const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
+           const py::object& dense_map, const std::string& io, const py::object& query_adapter,
+           const py::object& verify_adapter)
+        : mean_(mean, "mean", "(d,) float32", {kAny}),
+          codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
+          offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
+          router_(router, "router", "(nlist, d) float32 or float16", {rows(offsets_) - 1, rows(mean_)}),
+          coarse_(coarse, "coarse", "(nlist, d) float32 or float16", {router_.size(0), rows(mean_)}),
+          rotation_(rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, rows(mean_)}),
+          packed_(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
+          map_(dense_map, "dense_map"),
+          query_adapter_(query_adapter, "query_adapter", rows(mean_)),
+          verify_adapter_(verify_adapter, "verify_adapter", rows(mean_)),
+          search_(view(parse_metric(metric), residual),
+                  make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io)) {
+        const std::uint64_t end = search_.dense().end_of(search_.index().n());
+        if (map_.data() != nullptr && end > map_.size())
+            refuse("dense_map", "the whole file, of " + std::to_string(end) + " bytes at least",
+                   std::to_string(map_.size()));
+    }
+
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
+                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
+                     double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
+                                    probe_rule(nprobe, lift, temperature),
+                                    in_range("refine", refine, 0, PY_SSIZE_T_MAX),
+                                    {misses, error},
+                                    deviations,
+                                    allowed.view(),
+                                    in_range("threads", threads, 1, 1024)};
+        if (options.refine > 0) require_dense("refine", number(options.refine));
+        if (misses > 0 && !(error > 0)) refuse("error", "positive", std::to_string(error));
+        py::array_t<float> scores = empty<float>({x.size(0), options.k});
+        py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.k});
+        float* const scores_out = scores.mutable_data();
+        std::int64_t* const positions_out = positions.mutable_data();
+        std::vector<QueryStats> stats(x.size(0));
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.search(x.data(), x.size(0), options, limits, scores_out, positions_out, stats.data());
+        });
+        return py::make_tuple(scores, positions, stats_array(stats));
+    }
+
+    py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
+                           float lift, float temperature, const py::object& allow, py::ssize_t threads, double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow, search_.index());
+        if (!(margin >= 0)) refuse("margin", "at least 0", std::to_string(margin));
+        if (verify) require_dense("verify", "True");
+        const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, lift, temperature), allowed.view(),
+                                   in_range("threads", threads, 1, 1024)};
+        std::vector<QueryStats> stats(x.size(0));
+        RangeHits hits;
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            hits = search_.range_search(x.data(), x.size(0), options, limits, stats.data());
+        });
+        return py::make_tuple(array_of(hits.counts), array_of(hits.scores), array_of(hits.positions),
+                              stats_array(stats));
+    }
+
+private:
+    template <class T>
+    static py::ssize_t rows(const Array<T>& array) {
+        return array.array().shape(0);
+    }
+
+    template <class T>
+    static py::array_t<T> array_of(const std::vector<T>& values) {
+        return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+    }
+
+    static py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
+        py::array_t<std::int64_t> out = empty<std::int64_t>({stats.size(), kStats});
+        std::memcpy(out.mutable_data(), stats.data(), stats.size() * sizeof(QueryStats));
+        return out;
+    }
+
+    Array<float> checked_queries(const py::object& queries) const {
+        const std::string d = number(search_.index().d);
+        return Array<float>(queries, "queries", "(q, " + d + ") float32", {kAny, rows(mean_)});
+    }
+
+    ProbeRule probe_rule(py::ssize_t nprobe, float lift, float temperature) const {
+        if (!(lift >= 0)) refuse("lift", "at least 0", std::to_string(lift));
+        if (!(temperature > 0)) refuse("temperature", "positive", std::to_string(temperature));
+        return {in_range("nprobe", nprobe, 1, router_.size(0)), lift, temperature};
+    }
+
+    void require_dense(const char* name, const std::string& got) const {
+        if (!search_.dense().available()) refuse(name, "0 without dense rows", got);
+    }
+
+    IndexView view(Metric metric, bool residual) const {
+        if (offsets_.size(0) < 2) refuse("list_offsets", "(nlist + 1,) with nlist >= 1", describe(offsets_.array()));
+        if (mean_.size(0) == 0 || codewords_.size(2) == 0) refuse("d and dsub", "positive", "0");
+        if (residual && metric == Metric::l2) refuse("residual", "False for metric l2", "True");
+        require_offsets(offsets_);
+        require_rotation(metric);
+        IndexView view{metric,
+                       residual,
+                       static_cast<std::size_t>(router_.size(0)),
+                       mean_.size(0),
+                       require_m(static_cast<std::size_t>(codewords_.size(0))),
+                       static_cast<std::size_t>(codewords_.size(2)),
+                       offsets_.data(),
+                       router_.view(),
+                       coarse_.view(),
+                       mean_.data(),
+                       additive() ? nullptr : rotation_.data(),
+                       codewords_.view(),
+                       packed_.data(),
+                       query_adapter_.view(),
+                       verify_adapter_.view()};
+        if (packed_.size(0) != block_count(view.n()))
+            refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
+        return view;
+    }
+
+    bool additive() const { return rotation_.size(0) == 0; }
+
+    void require_rotation(Metric metric) const {
+        if (additive() && (codewords_.size(2) != rows(mean_) || metric == Metric::l2))
+            refuse("additive codewords", "(m, 16, d) for metric ip", describe(codewords_.array()));
+        if (!additive() && rows(rotation_) != codewords_.size(0) * codewords_.size(2))
+            refuse("rotation", "(m * dsub, d), or (0, d) for additive codes", describe(rotation_.array()));
+        if (!additive() && !codewords_.is_f32()) refuse("codewords of product codes", "float32", "others");
+        if (metric == Metric::l2 && !router_.is_f32()) refuse("router for metric l2", "float32", "others");
+    }
+
+    // The arrays keep alive what search_ points at.
+    Array<float> mean_;
+    Matrix codewords_;
+    Array<std::int64_t> offsets_;
+    Matrix router_, coarse_;
+    Array<float> rotation_;
+    Array<std::uint8_t> packed_;
+    Bytes map_;
+    AdapterArrays query_adapter_, verify_adapter_;
+    IvfSearch search_;
+};
+
+}  // namespace
+
+void bind_engine(py::module_& module) {
+    using py::arg;
+    py::class_<Engine>(module, "Engine")
+        .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
+                      const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
+                      const std::string&, const py::object&, const std::string&, const py::object&,
+                      const py::object&>(),
+             py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
+             arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
+             arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto",
+             arg("query_adapter") = py::none(), arg("verify_adapter") = py::none())
+        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
+             arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
+             arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
+        .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
+             arg("verify"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f, arg("allow") = py::none(), arg("threads"),
+             arg("timeout_s") = kInfinity);
+}
+
+}  // namespace vqdistill
