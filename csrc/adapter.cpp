@@ -12,13 +12,13 @@ const float* Adapter::apply(const float* queries, std::size_t q, Scratch& scratc
     scratch.adapted.resize(std::max(scratch.adapted.size(), q * d_));
     float* const z = scratch.units.data();
     float* const out = scratch.adapted.data();
-    view_.down.products(kernels_, queries, q, 0, units, d_, z);
+    view_.down.products(kernels_, queries, q, units, d_, z);
     for (std::size_t i = 0; i < q; ++i)
         for (std::size_t u = 0; u < units; ++u) {
             const float sum = z[i * units + u] + view_.bias[u];
             z[i * units + u] = u < view_.rank ? sum : std::max(sum, 0.0f);
         }
-    view_.up.products(kernels_, z, q, 0, d_, units, out);
+    view_.up.products(kernels_, z, q, d_, units, out);
     for (std::size_t i = 0; i < q * d_; ++i) out[i] += queries[i];
     if (view_.unit)
         for (std::size_t i = 0; i < q; ++i) scale(queries + i * d_, out + i * d_);

@@ -82,6 +82,11 @@ struct TableScale {
     float step;
 };
 
+// Bytes of a row of signed bytes with its scale in front.
+constexpr std::size_t byte_stride(std::size_t d) { return sizeof(float) + d; }
+// So that sums of products of bytes fit 32 bits.
+constexpr std::size_t kLongestBytes = INT32_MAX / (127 * 127);
+
 // Score of one dense row as it is stored on disk; larger is better. `row` needs no alignment.
 using DenseScore = float (*)(const float* query, const std::uint8_t* row, std::size_t d) noexcept;
 
@@ -128,6 +133,12 @@ struct Kernels {
     // The same with halves (IEEE binary16) as b.
     void (*gemm_nt_f16)(const float* a, std::size_t na, const std::uint16_t* b, std::size_t nb, std::size_t d,
                         float* c) noexcept;
+
+    // The same for rows of signed bytes on both sides, stored as dense i8 rows are: c[i][j] = float(sum of the products
+    // of bytes) * (scale_i * scale_j). REQUIRES d <= kLongestBytes, and no byte of -128. Integer: all levels agree bit
+    // for bit.
+    void (*gemm_nt_i8)(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, std::size_t nb, std::size_t d,
+                       float* c) noexcept;
 
     // Dense rows: f32 d floats; f16 d halves; bf16 d upper halves of floats; i8 one float scale, then d signed bytes,
     // x = scale * byte, rounded to float. dot: <q, x>; l2: -|q - x|^2, from differences, so that it does not cancel.

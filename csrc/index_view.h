@@ -7,28 +7,9 @@
 #include "common.h"
 #include "disk_tier.h"
 #include "dispatch.h"
+#include "matrix_view.h"
 
 namespace vqdistill {
-
-// A matrix of float32 or of halves, row-major; exactly one pointer is set.
-struct MatrixView {
-    const float* f32 = nullptr;
-    const std::uint16_t* f16 = nullptr;
-
-    // out[i][j] = <x_i, row first + j>, for x (nx, d), out (nx, count).
-    void products(const Kernels& kernels, const float* x, std::size_t nx, std::size_t first, std::size_t count,
-                  std::size_t d, float* out) const {
-        if (f32 != nullptr)
-            kernels.gemm_nt(x, nx, f32 + first * d, count, d, out);
-        else
-            kernels.gemm_nt_f16(x, nx, f16 + first * d, count, d, out);
-    }
-    // <x, row>
-    float product(const Kernels& kernels, const float* x, std::size_t row, std::size_t d) const {
-        if (f32 != nullptr) return kernels.dot_f32(x, reinterpret_cast<const std::uint8_t*>(f32 + row * d), d);
-        return kernels.dot_f16(x, reinterpret_cast<const std::uint8_t*>(f16 + row * d), d);
-    }
-};
 
 // A residual network for queries, see adapter.h; without units there is none.
 struct AdapterView {

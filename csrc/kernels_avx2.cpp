@@ -228,6 +228,73 @@ void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::si
     }
 }
 
+// The first n < 32 bytes with zeros behind.
+inline __m256i load32(const std::uint8_t* bytes, std::size_t n) {
+    std::uint8_t padded[32] = {};
+    std::memcpy(padded, bytes, n);
+    return load32(padded);
+}
+
+// Sums of products of signed bytes. x86 multiplies unsigned bytes by signed ones: the sign of x moves over to y.
+struct ByteSums {
+    ByteSums() : sums(_mm256_setzero_si256()) {}
+    void add(__m256i x, __m256i y) {
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    __m256i sums;
+};
+
+// The four sums of four rows.
+inline __m128i totals(const ByteSums* rows) {
+    const __m256i low = _mm256_hadd_epi32(rows[0].sums, rows[1].sums), high = _mm256_hadd_epi32(rows[2].sums, rows[3].sums);
+    const __m256i halves = _mm256_hadd_epi32(low, high);
+    return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+
+inline float scale_of(const std::uint8_t* row) {
+    float scale;
+    std::memcpy(&scale, row, sizeof scale);
+    return scale;
+}
+
+// NA x NB products of rows of bytes, with NB <= 4 of the four sums in use.
+template <int NA, int NB>
+inline void byte_tile(const std::uint8_t* a, const std::uint8_t* b, std::size_t d, float* c, std::size_t c_stride) {
+    const std::size_t stride = byte_stride(d);
+    ByteSums sums[NA][4];
+    std::size_t t = sizeof(float);
+    for (; t + 32 <= stride; t += 32)
+        for (int i = 0; i < NA; ++i) {
+            const __m256i x = load32(a + i * stride + t);
+            for (int j = 0; j < NB; ++j) sums[i][j].add(x, load32(b + j * stride + t));
+        }
+    for (int i = 0; t < stride && i < NA; ++i) {
+        const __m256i x = load32(a + i * stride + t, stride - t);
+        for (int j = 0; j < NB; ++j) sums[i][j].add(x, load32(b + j * stride + t, stride - t));
+    }
+    for (int i = 0; i < NA; ++i) {
+        float products[4];
+        _mm_storeu_ps(products, _mm_cvtepi32_ps(totals(sums[i])));
+        for (int j = 0; j < NB; ++j) c[i * c_stride + j] = products[j] * (scale_of(a + i * stride) * scale_of(b + j * stride));
+    }
+}
+
+template <int NB>
+inline void byte_column(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, std::size_t d, float* c,
+                        std::size_t nb) {
+    std::size_t i = 0;
+    for (; i + 2 <= na; i += 2) byte_tile<2, NB>(a + i * byte_stride(d), b, d, c + i * nb, nb);
+    for (; i < na; ++i) byte_tile<1, NB>(a + i * byte_stride(d), b, d, c + i * nb, nb);
+}
+
+void gemm_nt_i8(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, std::size_t nb, std::size_t d,
+                float* c) noexcept {
+    std::size_t j = 0;
+    for (; j + 4 <= nb; j += 4) byte_column<4>(a, na, b + j * byte_stride(d), d, c + j, nb);
+    for (; j < nb; ++j) byte_column<1>(a, na, b + j * byte_stride(d), d, c + j, nb);
+}
+
 // A row reader loads eight elements at i, or the first n < 8 of them with zeros behind.
 struct F32Row {
     const std::uint8_t* bytes;
@@ -307,6 +374,7 @@ const Kernels kAvx2Kernels = {
     search_codes,
     gemm_nt,
     gemm_nt_f16,
+    gemm_nt_i8,
     dense_score<Dot, F32Row>,
     dense_score<Dot, F16Row>,
     dense_score<Dot, Bf16Row>,

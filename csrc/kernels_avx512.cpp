@@ -173,6 +173,7 @@ const Kernels kAvx512Kernels = {
     kAvx2Kernels.search_codes,
     kAvx2Kernels.gemm_nt,
     kAvx2Kernels.gemm_nt_f16,
+    kAvx2Kernels.gemm_nt_i8,
     kAvx2Kernels.dot_f32,
     kAvx2Kernels.dot_f16,
     kAvx2Kernels.dot_bf16,

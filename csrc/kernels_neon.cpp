@@ -284,6 +284,35 @@ void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::si
     gemm<F16>(a, na, bytes_of(b), nb, d, c);
 }
 
+// One sum of products of signed bytes; pairs of them are added up in 32 bits.
+inline std::int32_t byte_sum(const std::uint8_t* x, const std::uint8_t* y, std::size_t d) {
+    int32x4_t sums = vdupq_n_s32(0);
+    const auto add = [&sums](const std::uint8_t* a, const std::uint8_t* b) {
+        const int8x16_t s = vreinterpretq_s8_u8(vld1q_u8(a)), t = vreinterpretq_s8_u8(vld1q_u8(b));
+        sums = vpadalq_s16(sums, vmull_s8(vget_low_s8(s), vget_low_s8(t)));
+        sums = vpadalq_s16(sums, vmull_high_s8(s, t));
+    };
+    std::size_t i = 0;
+    for (; i + 16 <= d; i += 16) add(x + i, y + i);
+    std::uint8_t padded[2][16] = {};
+    std::memcpy(padded[0], x + i, d - i);
+    std::memcpy(padded[1], y + i, d - i);
+    add(padded[0], padded[1]);
+    return vaddvq_s32(sums);
+}
+
+void gemm_nt_i8(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, std::size_t nb, std::size_t d,
+                float* c) noexcept {
+    for (std::size_t j = 0; j < nb; ++j)
+        for (std::size_t i = 0; i < na; ++i) {
+            const std::uint8_t *x = a + i * byte_stride(d), *y = b + j * byte_stride(d);
+            float of_x, of_y;
+            std::memcpy(&of_x, x, sizeof of_x);
+            std::memcpy(&of_y, y, sizeof of_y);
+            c[i * nb + j] = static_cast<float>(byte_sum(x + sizeof of_x, y + sizeof of_y, d)) * (of_x * of_y);
+        }
+}
+
 // A row whose elements are what they are stored as, and one with a scale before them.
 template <class Stored>
 struct PlainRow {
@@ -373,6 +402,7 @@ const Kernels kNeonKernels = {
     search_codes,
     gemm_nt,
     gemm_nt_f16,
+    gemm_nt_i8,
     dense_score<Dot, PlainRow<F32>>,
     dense_score<Dot, PlainRow<F16>>,
     dense_score<Dot, PlainRow<Bf16>>,

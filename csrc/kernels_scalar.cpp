@@ -206,11 +206,23 @@ void gemm_nt_f16(const float* a, std::size_t na, const std::uint16_t* b, std::si
                 sum_of(d, [x = a + i * d, y = b + j * d](std::size_t t) { return x[t] * half_to_float(y[t]); });
 }
 
+void gemm_nt_i8(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, std::size_t nb, std::size_t d,
+                float* c) noexcept {
+    for (std::size_t i = 0; i < na; ++i)
+        for (std::size_t j = 0; j < nb; ++j) {
+            const std::uint8_t *x = a + i * byte_stride(d), *y = b + j * byte_stride(d);
+            std::int32_t sum = 0;
+            for (std::size_t t = sizeof(float); t < byte_stride(d); ++t)
+                sum += static_cast<std::int8_t>(x[t]) * static_cast<std::int8_t>(y[t]);
+            c[i * nb + j] = static_cast<float>(sum) * (load<float>(x) * load<float>(y));
+        }
+}
+
 }  // namespace
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",    scan_pq4,     quantize_tables, pq_tables,  search_codes, gemm_nt,    gemm_nt_f16, dot<F32Row>,
+    "scalar",    scan_pq4,     quantize_tables, pq_tables,  search_codes, gemm_nt,    gemm_nt_f16, gemm_nt_i8, dot<F32Row>,
     dot<F16Row>, dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
 };
 

@@ -33,6 +33,12 @@ inline bool shape_fits(const py::array& array, const Shape& shape) {
     return true;
 }
 
+inline std::string number(std::size_t value) { return std::to_string(value); }
+
+[[noreturn]] inline void refuse(const std::string& name, const std::string& wanted, const std::string& got) {
+    throw py::value_error(name + " must be " + wanted + ", got " + got);
+}
+
 // A C-contiguous, aligned array of T; anything else is an error and not a silent copy. `wanted` is for the message.
 template <class T>
 class Array {
@@ -55,39 +61,54 @@ private:
     py::array array_;
 };
 
-// The same for a matrix of float32 or float16.
+// The same for a matrix of float32, of float16, or of rows of signed bytes with a float32 scale in front (uint8); shapes
+// and sizes are those without the scale.
 class Matrix {
 public:
-    Matrix(const py::object& value, const char* name, const std::string& wanted, const Shape& shape)
-        : half_(py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).dtype().char_() == 'e'),
-          bits_(half_ ? value.attr("view")("uint16") : value) {
-        if (half_)
-            Array<std::uint16_t>(bits_, name, wanted, shape);
-        else
-            Array<float>(bits_, name, wanted, shape);
+    Matrix(const py::object& value, const char* name, const std::string& wanted, Shape shape)
+        : kind_(kind_of(value)), stored_(kind_ == 'e' ? value.attr("view")("uint16") : value) {
+        if (kind_ == 'e') {
+            Array<std::uint16_t>(stored_, name, wanted, shape);
+        } else if (kind_ == 'B') {
+            if (shape.back() != kAny) shape.back() += kScaleBytes;
+            Array<std::uint8_t>(stored_, name, wanted + ", or uint8 with a scale before each row", shape);
+            const py::ssize_t d = size(static_cast<int>(shape.size()) - 1);
+            if (d < 0 || static_cast<std::size_t>(d) > kLongestBytes)
+                refuse(name, "rows of a scale and at most " + number(kLongestBytes) + " bytes", describe(array()));
+        } else {
+            Array<float>(stored_, name, wanted, shape);
+        }
     }
     MatrixView view() const {
-        if (half_) return {nullptr, static_cast<const std::uint16_t*>(array().data())};
-        return {static_cast<const float*>(array().data()), nullptr};
+        MatrixView view;
+        const void* data = array().data();
+        if (kind_ == 'e')
+            view.f16 = static_cast<const std::uint16_t*>(data);
+        else if (kind_ == 'B')
+            view.i8 = static_cast<const std::uint8_t*>(data);
+        else
+            view.f32 = static_cast<const float*>(data);
+        return view;
     }
-    py::array array() const { return py::reinterpret_borrow<py::array>(bits_); }
-    py::ssize_t size(int axis) const { return array().shape(axis); }
-    bool half() const { return half_; }
+    py::array array() const { return py::reinterpret_borrow<py::array>(stored_); }
+    py::ssize_t size(int axis) const {
+        const bool scaled = kind_ == 'B' && axis + 1 == array().ndim();
+        return array().shape(axis) - (scaled ? kScaleBytes : 0);
+    }
+    bool is_f32() const { return kind_ != 'e' && kind_ != 'B'; }
 
 private:
-    bool half_;
-    py::object bits_;
+    static constexpr py::ssize_t kScaleBytes = sizeof(float);
+    static char kind_of(const py::object& value) {
+        return py::isinstance<py::array>(value) ? py::reinterpret_borrow<py::array>(value).dtype().char_() : ' ';
+    }
+    char kind_;  // NumPy's character of the dtype
+    py::object stored_;
 };
 
 template <class T>
 py::array_t<T> empty(std::initializer_list<std::size_t> shape) {
     return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
-}
-
-inline std::string number(std::size_t value) { return std::to_string(value); }
-
-[[noreturn]] inline void refuse(const std::string& name, const std::string& wanted, const std::string& got) {
-    throw py::value_error(name + " must be " + wanted + ", got " + got);
 }
 
 inline std::size_t in_range(const char* name, py::ssize_t value, py::ssize_t low, py::ssize_t high) {

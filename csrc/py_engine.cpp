@@ -222,8 +222,8 @@ private:
             refuse("additive codewords", "(m, 16, d) for metric ip", describe(codewords_.array()));
         if (!additive() && rows(rotation_) != codewords_.size(0) * codewords_.size(2))
             refuse("rotation", "(m * dsub, d), or (0, d) for additive codes", describe(rotation_.array()));
-        if (!additive() && codewords_.half()) refuse("codewords of product codes", "float32", "float16");
-        if (metric == Metric::l2 && router_.half()) refuse("router for metric l2", "float32", "float16");
+        if (!additive() && !codewords_.is_f32()) refuse("codewords of product codes", "float32", "others");
+        if (metric == Metric::l2 && !router_.is_f32()) refuse("router for metric l2", "float32", "others");
     }
 
     // The arrays keep alive what search_ points at.

@@ -152,6 +152,16 @@ py::array_t<float> py_gemm_nt_f16(const std::string& level, const py::object& a,
     return c;
 }
 
+py::array_t<float> py_gemm_nt_i8(const std::string& level, const py::object& a, const py::object& b) {
+    const std::string wanted = "(rows, 4 + d) uint8, a scale before each row";
+    const Array<std::uint8_t> x(a, "a", wanted, {kAny, kAny});
+    const Array<std::uint8_t> y(b, "b", wanted, {kAny, x.array().shape(1)});
+    const std::size_t d = in_range("d", x.array().shape(1) - 4, 1, kLongestBytes);
+    py::array_t<float> c = empty<float>({x.size(0), y.size(0)});
+    find_kernels(level).gemm_nt_i8(x.data(), x.size(0), y.data(), y.size(0), d, c.mutable_data());
+    return c;
+}
+
 py::array_t<float> py_dense_scores(const std::string& level, const std::string& metric, const std::string& dtype,
                                    const py::object& query, const py::object& rows) {
     const Array<float> q(query, "query", "(d,) float32", {kAny});
@@ -181,6 +191,7 @@ void bind_kernels(py::module_& module) {
                arg("sweeps"), arg("rounds"), arg("threads"));
     module.def("gemm_nt", py_gemm_nt, arg("level"), arg("a"), arg("b"));
     module.def("gemm_nt_f16", py_gemm_nt_f16, arg("level"), arg("a"), arg("b"));
+    module.def("gemm_nt_i8", py_gemm_nt_i8, arg("level"), arg("a"), arg("b"));
     module.def("dense_scores", py_dense_scores, arg("level"), arg("metric"), arg("dtype"), arg("query"), arg("rows"));
 }
 

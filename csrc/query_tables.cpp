@@ -81,7 +81,7 @@ void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, 
         float* const luts = scratch.lut.data() + (keep_lut ? first * size : 0);
         const float* const part = queries + first * index_.d;
         if (index_.additive())
-            index_.codewords.products(kernels_, part, count, 0, size, index_.d, luts);
+            index_.codewords.products(kernels_, part, count, size, index_.d, luts);
         else
             product_luts(part, count, luts, scratch);
         for (std::size_t i = 0; i < count; ++i) {

@@ -72,7 +72,7 @@ void Router::route(const float* queries, std::size_t q, const ProbeRule& rule, c
 }
 
 void Router::score_lists(const float* queries, std::size_t q, float* scores) const {
-    index_.router.products(kernels_, queries, q, 0, index_.nlist, index_.d, scores);
+    index_.router.products(kernels_, queries, q, index_.nlist, index_.d, scores);
     if (bias_.empty()) return;
     for (std::size_t i = 0; i < q; ++i)
         for (std::size_t l = 0; l < index_.nlist; ++l)

@@ -16,7 +16,8 @@ import numpy.typing as npt
 _F32 = npt.NDArray[np.float32]
 _U8 = npt.NDArray[np.uint8]
 _I64 = npt.NDArray[np.int64]
-_Table = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+_Table = npt.NDArray[np.float32] | npt.NDArray[np.float16] | npt.NDArray[np.uint8]
+"""A matrix of float32, of float16, or of bytes: along the last axis a float32 scale, then bytes -127..127."""
 _Allow = tuple[npt.NDArray[np.uint32], _I64]
 _Adapter = tuple[_Table, _F32, _Table, int, bool]
 
@@ -124,6 +125,9 @@ def gemm_nt(level: str, a: _F32, b: _F32) -> _F32:
 
 def gemm_nt_f16(level: str, a: _F32, b: npt.NDArray[np.uint16]) -> _F32:
     """Return a (na, d) @ b (nb, d).T for the bits b of float16 numbers; for tests."""
+
+def gemm_nt_i8(level: str, a: _U8, b: _U8) -> _F32:
+    """Return the products of rows of bytes, a scale before each: a (na, 4 + d), b (nb, 4 + d); for tests."""
 
 def dense_scores(
     level: str, metric: Literal["ip", "l2"], dtype: Literal["f32", "f16", "bf16", "i8"], query: _F32, rows: _U8

@@ -132,9 +132,9 @@ class IvfPqConfig:
     """Code x - coarse[list] (True) or x - mean (False). None: additive codes take residuals, whose list tells them 8
     bits or more for nothing; product codes try both, and held-out queries decide. l2 codes the vector only."""
     tables: str = "f32"
-    """Element type in memory of router, coarse, codewords and adapters: "f32", or for additive codes "f16", which
-    halves the fixed bytes and the time of a single query's tables; rounding moves scores by less than their codes'
-    errors."""
+    """Element type in memory of router, coarse and codewords: "f32", or for additive codes "f16", or "i8" with a scale
+    for each row. Each halves the fixed bytes of the one before and the time of a single query's tables; rounding moves
+    scores by far less than their codes' errors. Adapters are float16 beside i8."""
     query_units: int = 0
     """Units of the query adapter (see `DistillConfig.adapter_rank`), 2 d values each; 0 = queries stay as they are."""
     verify_units: int = 0
@@ -146,8 +146,8 @@ class IvfPqConfig:
         _require(_is_int(self.nlist, 1, 2**24), "nlist", self.nlist, "an integer in 1..2^24")
         _require(_is_int(self.m, 2, 256) and self.m % 2 == 0, "m", self.m, "an even integer in 2..256")
         _require(self.codes in ("additive", "pq"), "codes", self.codes, "additive or pq")
-        allowed = ("f32", "f16") if self.codes == "additive" else ("f32",)
-        _require(self.tables in allowed, "tables", self.tables, f"{' or '.join(allowed)} for {self.codes} codes")
+        allowed = ("f32", "f16", "i8") if self.codes == "additive" else ("f32",)
+        _require(self.tables in allowed, "tables", self.tables, f"{', '.join(allowed)} for {self.codes} codes")
         for name in ("query_units", "verify_units"):
             _require(_is_int(getattr(self, name), 0, 2**16), name, getattr(self, name), "an integer in 0..2^16")
         _require(

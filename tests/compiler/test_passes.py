@@ -211,4 +211,4 @@ def test_default_budget_is_32_bytes_a_vector() -> None:
 
 
 def test_the_seed_reaches_the_model() -> None:
-    assert plan(FACTS, seed=7).model == IvfPqConfig(nlist=256, m=64, tables="f16", seed=7)
+    assert plan(FACTS, seed=7).model == IvfPqConfig(nlist=256, m=64, tables="i8", seed=7)

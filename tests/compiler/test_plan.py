@@ -27,17 +27,17 @@ fit_budget  m 64: 32 B a vector, the most within the budget of 32B/vec
 lay_out     additive codes, dsub 384, vectors on disk f16, ids str
   codes                1,021,952 B  memory  u1 998 x 32 x 32
   list_offsets             2,056 B  memory  i8 257
-  router                 196,608 B  memory  f2 256 x 384
-  codewords              786,432 B  memory  f2 64 x 16 x 384
+  router                  99,328 B  memory  u1 256 x 388
+  codewords              397,312 B  memory  u1 64 x 16 x 388
   mean                     1,536 B  memory  f4 384
-  coarse                 196,608 B  memory  f2 256 x 384
+  coarse                  99,328 B  memory  u1 256 x 388
   doc_codewords        1,572,864 B  disk    f4 64 x 16 x 384
   rows                   255,432 B  disk    i8 31929
   doc_space              589,824 B  disk    f4 384 x 384
   dense               24,521,472 B  disk    f2 31929 x 384
   ids_offsets            255,440 B  disk    i8 31930
   ids_bytes                as read  disk
-place       memory 32 B/vector + 1,183,240 B fixed = 2,205,192 B; disk as long as the string ids make it
+place       memory 32 B/vector + 599,560 B fixed = 1,621,512 B; disk as long as the string ids make it
 work        a query that visits 16 of 256 lists scans about 1,996 codes (63,872 B)"""
 
 
@@ -100,14 +100,14 @@ def test_what_is_no_plan_is_refused(document: Any) -> None:
 def sizes_by_hand(n: int, d: int, model: IvfPqConfig) -> dict[str, int]:
     nlist, m = model.nlist, model.m
     dsub = d if model.codes == "additive" else -(-d // m)
-    item = 2 if model.tables == "f16" else 4
+    row = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "i8": lambda d: 4 + d}[model.tables]
     return {
         "codes": 16 * m * -(-n // 32),
         "list_offsets": 8 * (nlist + 1),
-        "router": item * nlist * d,
-        "coarse": item * nlist * d,
+        "router": nlist * row(d),
+        "coarse": nlist * row(d),
         "rotation": 0 if model.codes == "additive" else 4 * m * dsub * d,
-        "codewords": item * m * 16 * dsub,
+        "codewords": m * 16 * row(dsub),
         "doc_codewords": 4 * m * 16 * dsub,
         "doc_space": 4 * d * d if model.codes == "additive" else 0,
         "mean": 4 * d,
@@ -119,7 +119,7 @@ models = st.builds(
     lambda nlist, half, kind: IvfPqConfig(nlist=nlist, m=2 * half, codes=kind[0], tables=kind[1]),
     st.integers(1, 5000),
     st.integers(1, 128),
-    st.sampled_from([("pq", "f32"), ("additive", "f32"), ("additive", "f16")]),
+    st.sampled_from([("pq", "f32"), ("additive", "f32"), ("additive", "f16"), ("additive", "i8")]),
 )
 
 

@@ -32,6 +32,7 @@ REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
 SAMPLES = {
     "str": make_sample(units=(3, 2)),
     "int64": make_sample(ids="int64", dense="i8", additive=True),
+    "bytes": make_sample(ids="rows", dense="i8", additive=True, tables="i8"),
     "halves": make_sample(ids="int64", dense="bf16", additive=True, tables="f16", units=(2, 0)),
     "rows": make_sample(ids="rows"),
 }
@@ -328,6 +329,23 @@ def test_half_tables_that_are_not_finite(tmp_path: Path, kind: str, value: float
     data[1] = value
     set_payload(index, kind, data[: read_manifest(index).segments[kind].bytes // 2].tobytes())
     assert verify(index) == [f"{kind}-1.seg: values must be finite, got NaN or infinity"]
+
+
+@pytest.mark.parametrize("kind", ["router", "codewords", "coarse"])
+@pytest.mark.parametrize(
+    ("at", "value", "problem"),
+    [
+        (slice(4), np.float32(np.nan).tobytes(), "scales must be finite, got NaN or infinity"),
+        (slice(4, 5), b"\x80", "bytes must be in -127..127, got -128"),
+    ],
+)
+def test_byte_tables_that_no_writer_makes(tmp_path: Path, kind: str, at: slice, value: bytes, problem: str) -> None:
+    index = tmp_path / "x.vqd"
+    write_sample(index, SAMPLES["bytes"])
+    data = bytearray((index / f"{kind}-1.seg").read_bytes()[PAGE:])
+    data[at] = value
+    set_payload(index, kind, bytes(data[: read_manifest(index).segments[kind].bytes]))
+    assert verify(index) == [f"{kind}-1.seg: {problem}"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

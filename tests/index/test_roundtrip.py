@@ -27,6 +27,7 @@ from tests.index.support import (
     write_sample,
 )
 from vqdistill.errors import CorruptIndex, InvalidInput
+from vqdistill.index.byte_rows import from_bytes, to_bytes
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader, open_index, verify
 from vqdistill.index.spec import DENSE, IDS, Layout, Manifest
@@ -45,6 +46,8 @@ CODES = [
     ("cosine", True, "f32"),
     ("ip", True, "f16"),
     ("cosine", True, "f16"),
+    ("ip", True, "i8"),
+    ("cosine", True, "i8"),
 ]
 """Metric, whether codes are additive, and tables."""
 SHAPES = st.fixed_dictionaries(
@@ -61,6 +64,14 @@ SHAPES = st.fixed_dictionaries(
         "seed": st.integers(0, 2**32),
     }
 )
+
+
+AS_KEPT = {
+    "f32": lambda x: x,
+    "f16": lambda x: x.astype(np.float16).astype(np.float32),
+    "i8": lambda x: from_bytes(to_bytes(x)),
+}
+"""What tables stand for once they are stored."""
 
 
 def _expected_dense(sample: Sample) -> np.ndarray:
@@ -100,8 +111,8 @@ def _check(path: Path, sample: Sample) -> None:
             assert np.array_equal(reader.dense_rows(positions), _expected_dense(sample))
         for name in ("mean", "coarse", "router", "rotation", "codewords", "doc_codewords"):
             wanted = getattr(sample.model, name)
-            if sample.tables == "f16" and name in ("coarse", "router", "codewords"):
-                wanted = wanted.astype(np.float16).astype(np.float32)
+            if name in ("coarse", "router", "codewords"):
+                wanted = AS_KEPT[sample.tables](wanted)
             got = getattr(reader.model, name)
             assert np.array_equal(got, wanted) and got.dtype == np.float32, name
         for stage in ("query_adapter", "verify_adapter"):
@@ -120,7 +131,7 @@ def _check_adapter(got: QueryAdapter | None, wanted: QueryAdapter | None, tables
     if wanted is None or got is None:
         assert got is wanted
         return
-    down, bias, up, *rest = wanted.for_engine("f2" if tables == "f16" else "f4")
+    down, bias, up, *rest = wanted.for_engine("f4" if tables == "f32" else "f2")
     for array, stored in zip((got.down, got.bias, got.up), (down, bias, up), strict=True):
         assert np.array_equal(array, stored) and array.dtype == np.float32
     assert [got.rank, got.unit] == rest
@@ -313,7 +324,7 @@ def test_bad_rows_are_refused(tmp_path: Path, message: str, codes: Codes, x: np.
     ("change", "message"),
     [
         ({"dense": "f64"}, "dense must be one of f32, f16, bf16, i8, none, got 'f64'"),
-        ({"tables": "i8"}, "tables must be one of f32, f16, got 'i8'"),
+        ({"tables": "i4"}, "tables must be one of f32, f16, i8, got 'i4'"),
         ({"ids": "uuid"}, "ids must be one of rows, int64, str, got 'uuid'"),
         ({"index_id": b"x"}, "index_id must be 16 bytes, got 1"),
         ({"path": "no/x.vqd"}, "must lie in a directory"),

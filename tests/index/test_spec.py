@@ -188,7 +188,7 @@ def test_messages_name_file_place_got_and_wanted(doc: dict[str, Any]) -> None:
         (("generation",), 2, "manifest-1.json: generation must be the number in the file name, got 2"),
         (("index_id",), "00", "manifest-1.json: index_id must be 32 lower-case hex digits, got '00'"),
         (("plan",), [], "manifest-1.json: plan must be a JSON object, got []"),
-        (("tables",), "f64", "manifest-1.json: tables must be one of f32, f16, got 'f64'"),
+        (("tables",), "f64", "manifest-1.json: tables must be one of f32, f16, i8, got 'f64'"),
         (("tables",), "f16", "manifest-1.json: tables must be 'f32' for pq codes, got 'f16'"),
         (("dense",), "f64", "manifest-1.json: dense must be one of f32, f16, bf16, i8, none, got 'f64'"),
         (("search", "nprobe"), 5, "manifest-1.json: search.nprobe must be an integer in 1..4, got 5"),

@@ -125,6 +125,21 @@ def test_halves_and_floats_of_one_value_have_one_product(level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("d", [*SIZES, 384, 1000])
+def test_products_of_bytes_are_exact(level, d):
+    rng = np.random.default_rng(d)
+    for na, nb in [(1, 1), (1, 4), (1, 7), (2, 5), (3, 4), (5, 9)]:
+        a, b = (stored_rows("i8", n, d, rng) for n in (na, nb))
+        for rows in (a, b):
+            rows[:, 4:] = np.maximum(rows[:, 4:].view(np.int8), -127).view(np.uint8)
+        a[0, 4:], b[0, 4:] = 129, rng.choice([127, 129], d)  # the largest products, of one sign or both
+        sums = a[:, 4:].view(np.int8).astype(np.int64) @ b[:, 4:].view(np.int8).astype(np.int64).T
+        scales = a[:, :4].copy().view("<f4") * b[:, :4].copy().view("<f4").T
+        got = _native.gemm_nt_i8(level, shifted(a, na % 4), shifted(b, nb % 4))
+        assert np.array_equal(got, sums.astype(np.float32) * scales)
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("m", [2, 6, 256])
 @pytest.mark.parametrize("dsub", [1, 2, 3, 7, 8, 12])
 def test_pq_tables(level, m, dsub):
@@ -138,7 +153,7 @@ def test_pq_tables(level, m, dsub):
     assert (np.abs(got - reference.pq_tables(rotated, words, init)) <= 2 * (dsub + 1) * EPS * terms).all()
 
 
-NAMES = ["gemm_nt", "gemm_nt_f16", "pq_tables", "dense_scores", "scan_pq4", "quantize_tables"]
+NAMES = ["gemm_nt", "gemm_nt_f16", "gemm_nt_i8", "pq_tables", "dense_scores", "scan_pq4", "quantize_tables"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,6 +162,7 @@ def test_unknown_level_names_itself(name):
     arguments = {
         "gemm_nt": (f32, f32),
         "gemm_nt_f16": (f32, np.ones((2, 16), np.uint16)),
+        "gemm_nt_i8": (f32.view(np.uint8), f32.view(np.uint8)),
         "pq_tables": (f32[0, :2].copy(), f32.reshape(2, 1, 16), f32),
         "dense_scores": ("ip", "f32", f32[0], f32.view(np.uint8)),
         "scan_pq4": (np.zeros((1, 1, 32), np.uint8), u8, [0]),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.support import Shape, allowed_rows, both_engines, random_arrays, small_integers
+from vqdistill.index.byte_rows import to_bytes
 from vqdistill.kernels import Engine
 from vqdistill.kernels.reference import ReferenceEngine
 
@@ -196,3 +197,24 @@ def test_half_tables_equal_the_reference():
     lift = clear_lift(wanted, queries, 20.0)
     same_search(native, wanted, queries, k=10, nprobe=15, refine=0, lift=lift, temperature=20.0)
     same_search(native, wanted, queries, k=10, nprobe=3, refine=0)
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_tables_of_bytes_equal_the_reference(batch):
+    """Integers with 127 in each row have a scale of 1, and so does no rounding."""
+    arrays = random_arrays(Shape(n=2000, nlist=15, d=33, m=16, dsub=33, residual=True, additive=True))
+    queries = queries_of(Shape(d=33), batch)
+    for array in (queries, *(arrays[name] for name in ("router", "coarse", "codewords"))):
+        array[..., 0] = 127
+    native = Engine(**arrays | {name: to_bytes(arrays[name]) for name in ("router", "coarse", "codewords")})
+    wanted = ReferenceEngine(**arrays)
+    lift = clear_lift(wanted, queries, 20.0)
+    same_search(native, wanted, queries, k=10, nprobe=15, refine=0, lift=lift, temperature=20.0)
+    same_search(native, wanted, queries, k=10, nprobe=3, refine=0)
+
+
+@pytest.mark.parametrize("shape", [(15, 4), (15, 3), (15, 14)])
+def test_tables_of_bytes_of_another_shape(shape):
+    arrays = random_arrays(Shape(nlist=15, residual=True, additive=True))
+    with pytest.raises(ValueError, match=r"router must be \(nlist, d\) float32 or float16, or uint8 with a scale"):
+        Engine(**arrays | {"router": np.zeros(shape, np.uint8)})

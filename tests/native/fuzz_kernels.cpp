@@ -289,6 +289,27 @@ void fuzz_gemm(const std::vector<const Kernels*>& levels, Random& random) {
     }
 }
 
+void fuzz_gemm_i8(const std::vector<const Kernels*>& levels, Random& random) {
+    const std::size_t d = random.in(1, 130), na = random.in(1, 9), nb = random.in(1, 19);
+    const auto rows = [&](std::size_t n) {
+        Buffer<std::uint8_t> bytes(n * byte_stride(d), random);
+        for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(static_cast<int>(random.in(0, 254)) - 127);
+        for (std::size_t i = 0; i < n; ++i) {
+            const float scale = random.normal();
+            std::memcpy(bytes.data() + i * byte_stride(d), &scale, sizeof scale);
+        }
+        return bytes;
+    };
+    const Buffer<std::uint8_t> a = rows(na), b = rows(nb);
+    Buffer<float> wanted(na * nb, random), c(na * nb, random);
+    levels[0]->gemm_nt_i8(a.data(), na, b.data(), nb, d, wanted.data());
+    for (const Kernels* level : levels) {
+        level->gemm_nt_i8(a.data(), na, b.data(), nb, d, c.data());
+        if (!std::equal(c.begin(), c.end(), wanted.begin()))
+            fail(*level, "gemm_nt_i8", text("na", na) + text("nb", nb) + text("d", d));
+    }
+}
+
 void fuzz_pq_tables(const std::vector<const Kernels*>& levels, Random& random) {
     const std::size_t m = random.in(1, 40), dsub = random.in(1, 20);
     Buffer<float> rotated(m * dsub, random), words(m * dsub * kSub, random), init(m * kSub, random);
@@ -430,6 +451,7 @@ std::size_t run_round(const std::vector<const Kernels*>& levels, std::uint64_t s
     fuzz_quantize(levels, random);
     if (seed % kFloatRounds == 0) {
         fuzz_gemm(levels, random);
+        fuzz_gemm_i8(levels, random);
         fuzz_pq_tables(levels, random);
         fuzz_search_codes(levels, random);
         fuzz_dense(levels, random);

@@ -159,9 +159,9 @@ def default_codes(metric: Metric, distill: bool = True) -> str:
     return "additive" if distill and metric is not Metric.L2 else "pq"
 
 
-def default_tables(metric: Metric, codes: str) -> str:
-    """Element type of router, coarse and codewords: "f16" where unit rows bound the values and the codes allow it."""
-    return "f16" if metric is Metric.COSINE and codes == "additive" else "f32"
+def default_tables(codes: str) -> str:
+    """Element type of router, coarse and codewords: bytes with a scale for each row, where the codes allow it."""
+    return "i8" if codes == "additive" else "f32"
 
 
 def plan(
@@ -200,7 +200,7 @@ def plan(
         If an option is not one of its values, or the source is empty.
     """
     codes = codes or default_codes(facts.metric)
-    tables = default_tables(facts.metric, codes)
+    tables = default_tables(codes)
     model = IvfPqConfig(nlist=1, m=2, codes=codes, tables=tables, seed=seed)
     model = replace(model, query_units=adapter_units, verify_units=adapter_units)
     wanted = DEFAULT_BUDGET if budget is None else Budget.parse(budget)

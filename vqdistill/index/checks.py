@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS
 from vqdistill.errors import CorruptIndex
+from vqdistill.index import byte_rows
 from vqdistill.index.files import read_array, read_bytes
-from vqdistill.index.spec import CRC_BYTES, PAGE, Manifest, Segment
+from vqdistill.index.spec import CRC_BYTES, PAGE, TABLE_ROWS, Manifest, Segment
 
 _CHUNK_ITEMS = 1 << 17
 """Integers of a disk segment that are checked together."""
@@ -68,6 +69,8 @@ def _check_content(fd: int, segment: Segment, manifest: Manifest, path: Path) ->
         _check_text(fd, segment, path)
     elif segment.dtype in ("f2", "f4") and segment.kind != "dense":
         _check_finite(read_array(fd, segment, path), segment)
+    elif segment.kind in TABLE_ROWS and segment.dtype == "u1":
+        _check_byte_rows(read_array(fd, segment, path), segment)
 
 
 def check_list_offsets(offsets: npt.NDArray[np.int64], manifest: Manifest) -> None:
@@ -76,6 +79,12 @@ def check_list_offsets(offsets: npt.NDArray[np.int64], manifest: Manifest) -> No
         file = manifest.segments["list_offsets"].file
         got = f"{offsets[0]}..{offsets[-1]} or a step back"
         raise CorruptIndex(f"{file}: offsets must grow from 0 to {manifest.n}, got {got}")
+
+
+def _check_byte_rows(rows: npt.NDArray[np.uint8], segment: Segment) -> None:
+    found = byte_rows.problem(rows)
+    if found is not None:
+        raise CorruptIndex(f"{segment.file}: {found}")
 
 
 def _check_finite(array: npt.NDArray[Any], segment: Segment) -> None:

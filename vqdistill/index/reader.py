@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.byte_rows import from_bytes
 from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
 from vqdistill.index.files import (
     CURRENT,
@@ -126,10 +127,10 @@ class IndexReader:
             metric=self.manifest.metric,
             residual=self.manifest.residual,
             mean=arrays["mean"],
-            coarse=arrays["coarse"].astype(np.float32, copy=False),
+            coarse=self._table("coarse"),
             router=self.router,
             rotation=self._rotation,
-            codewords=arrays["codewords"].astype(np.float32, copy=False),
+            codewords=self._table("codewords"),
             doc_codewords=self._load("doc_codewords"),
             space=space,
             query_adapter=self.adapter("query"),
@@ -259,8 +260,7 @@ class IndexReader:
         self._require_positions(positions, 0)
         data = self._read("dense", positions)
         if self.manifest.dense == "i8":
-            scales: F32Rows = data[:, :4].copy().view(np.float32)
-            return scales * data[:, 4:].view(np.int8)
+            return from_bytes(data)
         if self.manifest.dense == "bf16":
             return (data.view("<u2").astype("<u4") << 16).view("<f4")
         return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
@@ -274,7 +274,7 @@ class IndexReader:
     @property
     def router(self) -> F32Rows:
         """What ranks the lists: (nlist, d) float32."""
-        return np.asarray(self._arrays["router"], dtype=np.float32)
+        return self._table("router")
 
     @property
     def resident_bytes(self) -> int:
@@ -315,6 +315,11 @@ class IndexReader:
             return None
         down, bias, up = (self._arrays[f"{stage}_{part}"] for part in ("down", "bias", "up"))
         return down, bias, up, self.manifest.adapters[stage].rank, self.manifest.metric is Metric.COSINE
+
+    def _table(self, kind: str) -> F32Rows:
+        """Router, coarse or codewords as float32."""
+        array = self._arrays[kind]
+        return from_bytes(array) if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
 
     def _segment(self, kind: str) -> Segment:
         return self.manifest.segments[kind]

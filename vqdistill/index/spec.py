@@ -13,6 +13,7 @@ from typing import Any
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
+from vqdistill.index.byte_rows import SCALE_BYTES
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.fields import Fields, is_int, parse_json, show
 from vqdistill.index.policy import SearchPolicy
@@ -41,12 +42,14 @@ CODES = ("pq", "additive")
 """What codes stand for. Persisted: never rename."""
 DENSE = ("f32", "f16", "bf16", "i8", "none")
 """Dense row encodings. Persisted: never rename."""
-TABLES = ("f32", "f16")
+TABLES = ("f32", "f16", "i8")
 """Element types of router, coarse and codewords. Persisted: never rename."""
 IDS = ("rows", "int64", "str")
 """Kinds of external ids. Persisted: never rename."""
 ADAPTERS = ("query", "verify")
 """Stages that queries may be adapted for. Persisted: never rename."""
+TABLE_ROWS = ("router", "coarse", "codewords")
+"""Segments of which tables "i8" keeps rows of bytes."""
 MAX_UNITS = 2**16
 """Units of an adapter at most."""
 RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean"}) | {
@@ -130,7 +133,7 @@ class Layout:
     ids: str
     codes: str = "pq"
     tables: str = "f32"
-    """Element type of router, coarse, codewords, and of the matrices of adapters."""
+    """Element type of router, coarse and codewords; the matrices of adapters are f16 beside i8."""
     query_units: int = 0
     """Units of the adapter of queries; 0 = none."""
     verify_units: int = 0
@@ -144,14 +147,19 @@ class Layout:
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Dtype and shape by segment kind."""
         nblocks = -(-self.n // BLOCK_ROWS)
-        table = "f2" if self.tables == "f16" else "f4"
+        table = "f4" if self.tables == "f32" else "f2"
+
+        def of_rows(*shape: int) -> tuple[str, tuple[int, ...]]:
+            """Router, coarse or codewords: rows of bytes have a scale in front."""
+            return ("u1", (*shape[:-1], SCALE_BYTES + shape[-1])) if self.tables == "i8" else (table, shape)
+
         arrays: dict[str, tuple[str, tuple[int, ...]]] = {
             "codes": ("u1", (nblocks, self.m // 2, BLOCK_ROWS)),
             "list_offsets": ("i8", (self.nlist + 1,)),
-            "router": (table, (self.nlist, self.d)),
-            "codewords": (table, (self.m, KSUB, self.dsub)),
+            "router": of_rows(self.nlist, self.d),
+            "codewords": of_rows(self.m, KSUB, self.dsub),
             "mean": ("f4", (self.d,)),
-            "coarse": (table, (self.nlist, self.d)),
+            "coarse": of_rows(self.nlist, self.d),
             "doc_codewords": ("f4", (self.m, KSUB, self.dsub)),
             "rows": ("i8", (self.n,)),
         }
@@ -159,7 +167,7 @@ class Layout:
             "f32": ("f4", self.d),
             "f16": ("f2", self.d),
             "bf16": ("u2", self.d),
-            "i8": ("u1", 4 + self.d),
+            "i8": ("u1", SCALE_BYTES + self.d),
         }
         for stage, units in (("query", self.query_units), ("verify", self.verify_units)):
             if units:
@@ -236,7 +244,7 @@ class Manifest:
     dense: str
     """"f32", "f16", "bf16", "i8" or "none"."""
     tables: str
-    """"f32" or "f16"."""
+    """A value of TABLES."""
     ids: str
     """"rows" (external ids are the row numbers), "int64" or "str"."""
     plan: Mapping[str, Any]
@@ -378,6 +386,8 @@ def _parse_layout(top: Fields, version: int, adapters: Mapping[str, AdapterShape
     tables = top.choice("tables", TABLES) if version > 1 else "f32"
     if tables != "f32" and codes == "pq":
         top.fail("tables", tables, "'f32' for pq codes")
+    if tables == "i8" and version < 4:
+        top.fail("tables", tables, "'f32' or 'f16' before version 4")
     layout = Layout(
         n=top.integer("n", 1, 2**40),
         d=top.integer("d", 1, 2**20),

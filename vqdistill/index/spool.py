@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
+from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.files import FileOps, as_bytes, open_regular, read_bytes, read_rows
 from vqdistill.types import F32Rows
 
@@ -76,8 +77,7 @@ def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:
 
     Returns
     -------
-    (b, d) float32, float16 or uint16 (the upper halves of rounded float32); or (b, 4 + d) uint8: a little-endian
-    float32 scale = max |x| / 127, then int8 x / scale
+    (b, d) float32, float16 or uint16 (the upper halves of rounded float32); or (b, 4 + d) uint8, see `byte_rows`
 
     Raises
     ------
@@ -96,10 +96,7 @@ def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:
         upper = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")  # to the nearest, ties to even
         _require_in_range((upper & 0x7F80) == 0x7F80, "bfloat16", start)
         return upper
-    scale = np.abs(x).max(axis=1, keepdims=True).astype(np.float32) / np.float32(127)
-    # A zero row has scale 0; dividing it by 1 leaves it zero.
-    steps = np.rint(x / np.where(scale > 0, scale, np.float32(1))).clip(-127, 127).astype(np.int8)
-    return np.concatenate([scale.astype("<f4").view(np.uint8), steps.view(np.uint8)], axis=1)
+    return to_bytes(x)
 
 
 def _require_in_range(beyond: npt.NDArray[np.bool_], dtype: str, start: int) -> None:

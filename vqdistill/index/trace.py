@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
+from vqdistill.index.byte_rows import from_bytes, to_bytes
 from vqdistill.index.reader import IndexReader
 from vqdistill.types import F64, F32Rows, Metric
 
@@ -65,7 +66,10 @@ def list_ranks(reader: IndexReader, queries: F32Rows, temperature: float | None)
     temperature : of a search by lift; None where lists are visited by score alone
     """
     adapter, router = reader.adapter("query"), reader.router
-    scores = (queries if adapter is None else adapter(queries)) @ router.T
+    seen = queries if adapter is None else adapter(queries)
+    # As the engine does before products of bytes.
+    seen = from_bytes(to_bytes(seen)) if reader.manifest.tables == "i8" else seen
+    scores = seen @ router.T
     if reader.manifest.metric is Metric.L2:
         scores = 2 * scores - np.einsum("ij,ij->i", router, router)
     if temperature is not None:

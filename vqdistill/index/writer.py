@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
@@ -43,7 +44,8 @@ _CHUNK_BYTES = 4 << 20
 """Bytes gathered at a time when rows are put into list order."""
 _CHUNK_ROWS = 2048 * BLOCK_ROWS
 """Rows packed, and string ids gathered, at a time."""
-_TABLE_ARRAYS = ("router", "codewords", "coarse", "_down", "_up")
+_ADAPTER_TABLES = ("_down", "_up")
+_TABLE_ARRAYS = ("router", "codewords", "coarse", *_ADAPTER_TABLES)
 """Ends of the names of what is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
 _ADAPTER_PARTS = ("down", "bias", "up")
@@ -67,7 +69,8 @@ class IndexWriter:
     path : directory to make; must not exist, its parent must
     model : as trained; stored in the index
     dense : "f32", "f16", "bf16", "i8" or "none"; encoding of the rows on disk
-    tables : "f32", or "f16" for additive codes; element type of router, coarse, codewords and adapters
+    tables : "f32", or for additive codes "f16" or "i8" (a scale a row, see `byte_rows`); how router, coarse and
+        codewords are kept. Adapters are float16 beside i8.
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     ops : file operations; replaced in tests
@@ -328,9 +331,7 @@ class IndexWriter:
         offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
         np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
         whole = {"list_offsets": offsets, "rows": order} | {
-            name: array.astype(segments[name].numpy_dtype, copy=False)
-            for name, array in _arrays_of(self._model).items()
-            if name in segments
+            name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
         }
         chunked = {
             "codes": self._packed,
@@ -404,6 +405,11 @@ def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
     return arrays
 
 
+def _stored(array: npt.NDArray[np.float32], segment: Segment) -> npt.NDArray[Any]:
+    """An array of the model as its segment holds it."""
+    return to_bytes(array) if segment.dtype == "u1" else array.astype(segment.numpy_dtype, copy=False)
+
+
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     if value not in options:
         raise InvalidInput(f"{name} must be one of {', '.join(options)}, got {value!r}")
@@ -426,5 +432,6 @@ def _require_model(model: IvfPqModel, tables: str) -> None:
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        if tables == "f16" and name.endswith(_TABLE_ARRAYS) and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        halves = name.endswith(_TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ())
+        if halves and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")
