@@ -1,4 +1,5 @@
-# make demo | test | lint | format | build | sample | quality | ablate | fuzz | neon | sanitize | clean
+# make demo | test | lint | format | build | sample | quality | ablate | bench-check | page-check | fuzz | neon |
+# sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality ablate fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate bench-check page-check fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -36,7 +37,7 @@ build: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,bench,dev]'
 	touch $@
 
 sample: build
@@ -49,6 +50,16 @@ quality: build
 ablate: build
 	$(BIN)/python bench/ablate.py $(DATASETS)
 	$(BIN)/python bench/ablate.py --table --write docs/ABLATION.md
+
+# A few ratios of the sample against the stored ones: a loss beyond noise fails. `bench/check.py --store` stores anew.
+bench-check: build
+	$(BIN)/python bench/check.py
+
+# A report in a headless browser: needs node, npm and Debian's chromium. REPORT is the page.
+REPORT ?= report.html
+page-check:
+	npm install --silent --no-save --prefix build/page playwright-core axe-core
+	NODE_MODULES=build/page/node_modules node bench/check_page.mjs $(REPORT)
 
 # Every CPU level that this machine runs against the scalar one, on random calls.
 fuzz: build/fuzz_kernels

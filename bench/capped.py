@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill import searcher
+from vqdistill.bench.caps import Cap
+from vqdistill.bench.pages import evict
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.types import Metric, unit_rows
 
@@ -99,61 +100,9 @@ def peak_rss_bytes() -> int:
         return next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
-class Cap:
-    """A limit on the memory of one process; a context manager."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._group = None
-        for parent, name, swap in _memory_groups():
-            try:
-                group = parent / f"vqdistill-capped-{os.getpid()}"
-                group.mkdir()
-                (group / name).write_text(str(limit))
-                if (group / swap).exists():
-                    (group / swap).write_text("0" if swap == "memory.swap.max" else str(limit))
-                self._group = group
-                break
-            except OSError:
-                if group.is_dir():
-                    group.rmdir()
-        self.kind = "RLIMIT_DATA" if self._group is None else "memory cgroup"
-
-    def join(self) -> None:
-        """Limit the calling process."""
-        if self._group is None:
-            resource.setrlimit(resource.RLIMIT_DATA, (self._limit, self._limit))
-        else:
-            (self._group / "cgroup.procs").write_text(str(os.getpid()))
-
-    def peak_bytes(self) -> int | None:
-        """Return the most that the process was charged with, if the system counts it."""
-        for name in ("memory.max_usage_in_bytes", "memory.peak"):
-            if self._group is not None and (self._group / name).exists():
-                return int((self._group / name).read_text())
-        return None
-
-    def __enter__(self) -> Cap:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._group is not None:
-            self._group.rmdir()
-
-
-def _memory_groups() -> Iterator[tuple[Path, str, str]]:
-    """Yield our own memory cgroup of version 1 and of version 2, with its files of limits."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            yield Path(f"/sys/fs/cgroup/memory{path}"), "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
-        if not controllers:
-            yield Path(f"/sys/fs/cgroup{path}"), "memory.max", "memory.swap.max"
-
-
 def run(index: Path, queries: Path, out: Path, cap: Cap | None) -> dict[str, Any]:
     """Answer all queries in a process of its own, with the dense file evicted before."""
-    evict(index / "dense-1.seg")
+    evicted(index / "dense-1.seg")
     command = [sys.executable, __file__, "--answer", str(index), str(queries), str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -168,16 +117,10 @@ def run(index: Path, queries: Path, out: Path, cap: Cap | None) -> dict[str, Any
     return figures
 
 
-def evict(path: Path) -> None:
+def evicted(path: Path) -> None:
     """Drop a file from the page cache, and see that it is gone: what is there already is charged to nobody."""
-    from cold_disk import resident_pages  # here, because it loads h5py
-
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        left = resident_pages(file.fileno())
-    if left:
-        raise SystemExit(f"{left} pages of {path.name} cannot be evicted on this file system")
+    if left := evict([path]):
+        raise SystemExit(f"{left} bytes of {path.name} cannot be evicted on this file system")
 
 
 def load_queries(dataset: str, split: str, count: int) -> F32:

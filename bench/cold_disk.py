@@ -11,7 +11,6 @@ counting need a copy of the file that nobody else reads: it is made beside the i
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import mmap
 import os
@@ -28,27 +27,14 @@ import numpy.typing as npt
 
 import vqdistill
 from vqdistill._native import RowReader
+from vqdistill.bench.pages import PAGE, resident_pages
 from vqdistill.types import Metric, as_f32_rows, unit_rows
 
 RESULTS = Path(__file__).parent / "results" / "cold_disk.json"
-PAGE = 4096
 WAYS = {"io_uring": "uring", "sequential pread": "pread", "pread pool": "pread", "automatic": "auto"}
 DEPTH = 128
 """Reads under way at the same time, but for sequential pread."""
 I64 = npt.NDArray[np.int64]
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def resident_pages(fd: int) -> int:
-    """Count the pages of a file in the page cache, as mincore tells."""
-    size = os.fstat(fd).st_size
-    pages = (ctypes.c_ubyte * -(-size // PAGE))()
-    # Python gives the address of a map that could be written only; nothing is written.
-    with mmap.mmap(fd, size, access=mmap.ACCESS_COPY) as mapped:
-        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        if LIBC.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), pages):
-            raise OSError(ctypes.get_errno(), "mincore")
-    return int((np.frombuffer(pages, np.uint8) & 1).sum())
 
 
 class ColdFile:

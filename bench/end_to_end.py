@@ -33,10 +33,11 @@ import faiss
 import numba
 import numpy as np
 import numpy.typing as npt
-from faiss_rivals import F32, I64, SCANS, K, OverTime, Rival, load_or_build, recipes, verification_ways
+from faiss_rivals import F32, I64, K, OverTime, Rival, load_or_build, recipes, verification_ways
 from unseen import unseen_learn_queries
 
 import vqdistill
+from vqdistill.bench.systems.faiss_recipes import SCANS
 from vqdistill.data.sources import open_source
 from vqdistill.kernels import cpu_level
 

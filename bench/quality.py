@@ -16,8 +16,8 @@ from typing import Any
 
 from measuring import CANDIDATES, RESULTS, K, every_list, markdown, run, stored
 
-QUERIES = ("learn", "none")
-"""Real learn queries of the file, or pseudo-queries from the corpus."""
+QUERIES = {"learn": [], "none": ["--queries", "none"], "start": ["--no-distill"]}
+"""Real learn queries of the file, pseudo-queries from the corpus, or the undistilled start; options of `compile`."""
 TARGETS = {
     ("debian", 16, "learn"): (0.980, 0.64),
     ("debian", 24, "learn"): (0.992, None),
@@ -51,13 +51,12 @@ def measure(dataset: Path, ram: int, queries: str, threads: int) -> dict[str, An
     options = ["--metric", "cosine", "--ram", f"{ram}B/vec", "--threads", str(threads)]
     with tempfile.TemporaryDirectory() as directory:
         index = f"{directory}/index.vqd"
-        given = ["--queries", "none"] if queries == "none" else []
         return {
             "dataset": dataset.stem,
             "ram_bytes_per_vector": ram,
             "queries": queries,
             "threads": threads,
-            "compile": run("compile", str(dataset), "-o", index, *options, *given),
+            "compile": run("compile", str(dataset), "-o", index, *options, *QUERIES[queries]),
             "eval_all_lists": every_list(index, dataset),
             "eval": run("eval", index, str(dataset), "-k", str(K)),
         }

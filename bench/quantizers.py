@@ -3,8 +3,10 @@
     python bench/quantizers.py ../shared/data/pypi200k-int8.h5 --ram 16
     python bench/quantizers.py ../shared/data/debian.h5 --variant mean --only opq lsq --work work
 
-Theirs are trained on a sample of the rows and searched exhaustively over what their codes stand for, in float32. Ours
-are those of bench/quality.py, in an index with all lists visited. `--variant` gives all of them the rows of a harder
+Theirs are trained on a sample of the rows and searched exhaustively over what their codes stand for, in float32; those
+of a bit a dimension (RaBitQ, TurboQuant) after a projection on as many principal axes as the bytes have bits for, and
+they and ScaNN's anisotropic codes by their own scans. Ours, distilled and not, are those of bench/quality.py, in an
+index with all lists visited. `--variant` gives all of them the rows of a harder
 encoder, see bench/variants.py, written to the folder `--work` unless the file is there. Each run is stored, theirs as
 bench/results/quantizers/<dataset>-<bytes>-<quantizer>.json, and not repeated while that file exists.
 """
@@ -12,6 +14,7 @@ bench/results/quantizers/<dataset>-<bytes>-<quantizer>.json, and not repeated wh
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import tempfile
 import time
@@ -29,6 +32,7 @@ from measuring import CANDIDATES, RESULTS, K, line, markdown, stored
 from quality import result_of
 from variants import VARIANTS, read_parts, write_variant
 
+from vqdistill.bench.systems import projection
 from vqdistill.data.exact import exact_top
 from vqdistill.evaluate import metrics
 from vqdistill.types import Block
@@ -97,22 +101,108 @@ QUANTIZERS: dict[str, Callable[[int, int], Any]] = {
 """By name, from dimensions and 4-bit codes; "plsq2" is product LSQ of 2 parts."""
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """What the codes of a quantizer rank first."""
+
+    ids: npt.NDArray[np.int64]
+    """(q, CANDIDATES)"""
+    code_bytes: int
+    train_s: float
+    encode_s: float
+
+
+def by_decoding(name: str, x: F32, sample: F32, queries: F32, ram: int, threads: int) -> Ranked:
+    """Compare queries with what the codes stand for."""
+    quantizer = QUANTIZERS[name](x.shape[1], 8 * ram // NBITS)
+    begin = time.perf_counter()
+    quantizer.train(sample)
+    trained = time.perf_counter()
+    codes = np.concatenate([quantizer.compute_codes(x[i : i + _BLOCK]) for i in range(0, len(x), _BLOCK)])
+    encoded = time.perf_counter()
+    found = exact_top(queries, decoded(quantizer, codes), len(x), CANDIDATES, threads=threads)
+    ids = found.docs.reshape(len(queries), CANDIDATES)
+    return Ranked(ids, codes.shape[1], trained - begin, encoded - trained)
+
+
+def _projected(x: F32, sample: F32, queries: F32, width: int, make: Callable[[int], Any]) -> Ranked:
+    """Project on principal axes, encode with an index of faiss, and let it scan all codes."""
+    if width < 8:
+        raise SystemExit("too few bytes for codes of a bit a dimension")
+    begin = time.perf_counter()
+    axes = projection.train(sample, width)
+    index = make(min(width, x.shape[1]))
+    index.train(projection.apply(axes, sample))
+    trained = time.perf_counter()
+    index.add(projection.apply(axes, x))
+    encoded = time.perf_counter()
+    ids = index.search(projection.apply(axes, queries), CANDIDATES)[1]
+    return Ranked(ids, inner_code_size(index), trained - begin, encoded - trained)
+
+
+def inner_code_size(index: Any) -> int:
+    """Return the bytes of a code, behind a rotation too."""
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    return int(inner.sa_code_size())
+
+
+def rabitq(x: F32, sample: F32, queries: F32, ram: int) -> Ranked:
+    """RaBitQ of 1 bit a dimension and its two factors; queries are not quantized."""
+
+    def make(width: int) -> Any:
+        index = faiss.IndexRaBitQ(width, faiss.METRIC_INNER_PRODUCT)
+        index.qb = 0
+        return index
+
+    return _projected(x, sample, queries, 8 * (ram - 8), make)
+
+
+def turboquant(x: F32, sample: F32, queries: F32, ram: int) -> Ranked:
+    """TurboQuant of 1 bit a dimension, after a random rotation."""
+
+    def make(width: int) -> Any:
+        rotation = faiss.RandomRotationMatrix(width, width)
+        rotation.init(0)
+        quantizer, metric = faiss.ScalarQuantizer.QT_1bit_tqmse, faiss.METRIC_INNER_PRODUCT
+        return faiss.IndexPreTransform(rotation, faiss.IndexScalarQuantizer(width, quantizer, metric))
+
+    return _projected(x, sample, queries, 8 * ram, make)
+
+
+def scann_ah(x: F32, sample: F32, queries: F32, ram: int) -> Ranked:
+    """Anisotropic 4-bit codes of ScaNN, all scanned; it draws its own sample, and needs scann-core."""
+    from scann import scann_ops_pybind as scann
+
+    blocks = 8 * ram // NBITS
+    dims = -(-x.shape[1] // blocks)
+    begin = time.perf_counter()
+    builder = scann.builder(x, CANDIDATES, "dot_product")
+    searcher = builder.score_ah(dims, anisotropic_quantization_threshold=0.2).build()
+    built = time.perf_counter() - begin
+    ids = searcher.search_batched(queries)[0].astype(np.int64)
+    return Ranked(ids, -(-x.shape[1] // dims) // 2, built, 0.0)
+
+
+RANKERS: dict[str, Callable[[F32, F32, F32, int], Ranked]] = {
+    "rabitq": rabitq,
+    "turboquant": turboquant,
+    "scann-ah": scann_ah,
+}
+"""Quantizers that are searched by their own scans."""
+
+
 def measure(dataset: Path, ram: int, name: str, sample: int, threads: int) -> dict[str, Any]:
     """Train one quantizer, encode all rows, and search them exhaustively for the test queries."""
     faiss.omp_set_num_threads(threads)
     parts = read_parts(dataset)
     x, queries = parts["train"], parts["test"]
     rows = np.sort(np.random.default_rng(0).permutation(len(x))[:sample])
-    quantizer = QUANTIZERS[name](x.shape[1], 8 * ram // NBITS)
-    begin = time.perf_counter()
-    quantizer.train(x[rows])
-    trained = time.perf_counter()
-    codes = np.concatenate([quantizer.compute_codes(x[i : i + _BLOCK]) for i in range(0, len(x), _BLOCK)])
-    encoded = time.perf_counter()
-    if codes.shape[1] != ram:
-        raise SystemExit(f"codes of {name} must take {ram} bytes, got {codes.shape[1]}")
-    found = exact_top(queries, decoded(quantizer, codes), len(x), CANDIDATES, threads=threads)
-    ranked = found.docs.reshape(len(queries), CANDIDATES)
+    if name in RANKERS:
+        ranked = RANKERS[name](x, x[rows], queries, ram)
+    else:
+        ranked = by_decoding(name, x, x[rows], queries, ram, threads)
+    if ranked.code_bytes > ram:
+        raise SystemExit(f"codes of {name} must take {ram} bytes, got {ranked.code_bytes}")
     with h5py.File(dataset) as file:
         truth = file["neighbors"][:, :K]
     return {
@@ -122,10 +212,10 @@ def measure(dataset: Path, ram: int, name: str, sample: int, threads: int) -> di
         "faiss": faiss.__version__,
         "threads": threads,
         "training_rows": len(rows),
-        "train_s": trained - begin,
-        "encode_s": encoded - trained,
-        "candidate_recall": float(metrics.candidate_recall(ranked, truth, K).mean()),
-        "recall_at_k_codes_only": float(metrics.recall_at_k(ranked, truth, K).mean()),
+        "train_s": ranked.train_s,
+        "encode_s": ranked.encode_s,
+        "candidate_recall": float(metrics.candidate_recall(ranked.ids, truth, K).mean()),
+        "recall_at_k_codes_only": float(metrics.recall_at_k(ranked.ids, truth, K).mean()),
     }
 
 
@@ -142,7 +232,7 @@ HEADER = ("codes", f"R{K}@{CANDIDATES}", f"R{K}@{K}", "train s", "encode s", "th
 def row(result: dict[str, Any]) -> list[str]:
     """Return the line of one quantizer of faiss."""
     return [
-        f"faiss {result['quantizer']}",
+        result["quantizer"],
         f"{result['candidate_recall']:.4f}",
         f"{result['recall_at_k_codes_only']:.4f}",
         f"{result['train_s']:.0f}",
@@ -152,10 +242,10 @@ def row(result: dict[str, Any]) -> list[str]:
 
 
 def our_row(result: dict[str, Any]) -> list[str]:
-    """Return our line; its seconds are those of the whole compile, the teacher included."""
+    """Return a line of ours; its seconds are those of the whole compile, the teacher included."""
     every = result["eval_all_lists"]["output"]
     return [
-        "ours",
+        "ours, undistilled" if result["queries"] == "start" else "ours",
         f"{every['candidate_recall']:.4f}",
         f"{every['recall_at_k_codes_only']:.4f}",
         f"{result['compile']['seconds']:.0f} in all",
@@ -193,14 +283,15 @@ def main() -> None:
     parser.add_argument("--ram", type=int, default=16, help="bytes a vector")
     parser.add_argument("--variant", choices=VARIANTS)
     parser.add_argument(
-        "--only", nargs="+", choices=QUANTIZERS, help="quantizers; default: all, opq and lsq of variants"
+        "--only", nargs="+", choices=[*QUANTIZERS, *RANKERS], help="quantizers; default: all, opq and lsq of variants"
     )
     parser.add_argument("--sample", type=int, default=65_536, help="rows that theirs are trained on")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", type=Path, help="where variants are kept; default: a temporary folder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    names = options.only or (list(QUANTIZERS) if options.variant is None else ["opq", "lsq"])
+    every = [name for name in (*QUANTIZERS, *RANKERS) if name != "scann-ah" or importlib.util.find_spec("scann")]
+    names = options.only or (every if options.variant is None else ["opq", "lsq"])
     with tempfile.TemporaryDirectory() as temporary:
         dataset = variant_of(options.dataset, options.variant, options.work or Path(temporary), options.threads)
         print(f"{dataset.stem}, {options.ram} B\n\n{markdown(HEADER, [])}", flush=True)
@@ -210,8 +301,11 @@ def main() -> None:
             run = partial(measure, dataset, options.ram, name, options.sample, options.threads)
             theirs.append(stored(path, run))
             print(line(row(theirs[-1])), flush=True)
-        ours = result_of(dataset, options.ram, "learn", options.threads, options.results)
-        print(line(our_row(ours)))
+        for queries in ("start", "learn"):
+            ours = result_of(dataset, options.ram, queries, options.threads, options.results)
+            print(line(our_row(ours)), flush=True)
+        if "scann-ah" not in every:
+            print("\nscann-ah is not installed: pip install scann-core")
     best = max(theirs, key=lambda result: result["candidate_recall"])
     lead = 100 * (ours["eval_all_lists"]["output"]["candidate_recall"] - best["candidate_recall"])
     print(f"\n{lead:+.2f} points of R{K}@{CANDIDATES} against {best['quantizer']} (wanted {LEAD[options.variant]:+})")

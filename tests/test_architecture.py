@@ -30,9 +30,10 @@ FLOORS = {
     "searcher": 4,
     "evaluate": 5,
     "compiler": 6,
-    "cli": 7,
-    "__main__": 8,
-    "": 9,  # vqdistill/__init__.py: only names, loaded when they are used
+    "bench": 7,
+    "cli": 8,
+    "__main__": 9,
+    "": 10,  # vqdistill/__init__.py: only names, loaded when they are used
 }
 
 SAME_FLOOR = {
@@ -57,14 +58,31 @@ ABSENT = {
 
 DOORS = {
     "_native": {"kernels", "index.reader", "searcher"},
-    "numba": {"kernels.jit", "kernels.additive", "kernels.threads"},
+    "numba": {"kernels.jit", "kernels.additive", "kernels.threads", "bench.verify"},
+    "llvmlite": {"bench.verify"},
     "torch": {"distill"},
-    "h5py": {"data"},
-    "pyarrow": {"data"},
+    "h5py": {"data", "bench"},
+    "pyarrow": {"data", "bench.systems.lance_system"},
     "threadpoolctl": {"data.exact", "kernels.threads"},
-    "click": {"cli"},
+    "click": {"cli", "bench.commands"},
+    "scipy": {"bench.scoring"},
+    "ir_measures": {"bench.scoring"},
+    "plotly": {"bench.plots", "bench.report"},
+    "jinja2": {"bench.report"},
+    "markupsafe": {"bench.report"},
+    "pooch": {"bench.fetch"},
+    "faiss": {"bench.systems.faiss_recipes", "bench.systems.faiss_systems", "bench.systems.autofaiss_system"},
+    "autofaiss": {"bench.systems.autofaiss_system"},
+    "scann": {"bench.systems.scann_system"},
+    "rabitqlib": {"bench.systems.rabitq_system"},
+    "turbovec": {"bench.systems.turbovec_system"},
+    "diskannpy": {"bench.systems.diskann_system"},
+    "lancedb": {"bench.systems.lance_system"},
+    "svs": {"bench.systems.svs_system"},
+    "hnswlib": {"bench.systems.hnswlib_system"},
+    "usearch": {"bench.systems.usearch_system"},
     "tqdm": {"progress"},
-    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli"}
+    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
     | {"compiler.supervision", "compiler.train"},
 }
@@ -80,6 +98,7 @@ LATE = {
     ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
     ("evaluate.memory", "vqdistill.searcher"),
+    ("bench.systems.ours", "vqdistill.compiler.build"),
 }
 """Imports inside functions: optional libraries, and what would bring heavy ones into every search."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ablate
 import certificate
+import check
 import guards
 import h5py
 import measuring
@@ -129,3 +130,18 @@ def test_lines_of_certificates_come_from_the_stored_results() -> None:
             rungs = result["certificate"]["rungs"]
             inside = sum(rung["low"] <= rung["test_recall"] <= rung["high"] for rung in rungs)
             assert f"inside the interval: {inside} of {len(rungs)}" in certificate.certificate_lines(result)
+
+
+def test_only_a_loss_beyond_noise_fails_the_check() -> None:
+    old = [check.Ratio("speed", "speed", 2.0, 1.9, 2.1), check.Ratio("reads", "reads", 3.0, 3.0, 3.0)]
+    fine = [check.Ratio("speed", "speed", 1.6, 1.5, 1.75), check.Ratio("reads", "reads", 2.9, 2.9, 2.9)]
+    assert check.losses(fine, old) == [] == check.losses(old, old)
+    slow = [check.Ratio("speed", "speed", 1.6, 1.5, 1.7), check.Ratio("reads", "reads", 2.8, 2.8, 2.8)]
+    assert [text.split(":")[0] for text in check.losses(slow, old)] == ["speed", "reads"]
+    assert "not reached any more" in check.losses(slow[1:], old)[0]
+
+
+def test_ratios_are_stored_for_the_check() -> None:
+    stored = check.json.loads(check.STORED.read_text(encoding="utf-8"))["ratios"]
+    assert {ratio["kind"] for ratio in stored} == set(check.SLACK)
+    assert all(ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in stored)

@@ -61,6 +61,7 @@ def test_a_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
     wanted = {"LICENSE", "README.md", "pyproject.toml", "setup.py", "vqdistill/py.typed", "vqdistill/_native.pyi"}
     wanted |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.suffix in (".h", ".cpp")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "vqdistill").rglob("*.py")}
+    wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "vqdistill").rglob("*.j2")}
     assert wanted <= packed
 
 

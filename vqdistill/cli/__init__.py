@@ -1,4 +1,4 @@
-"""Command line: `vqdistill compile | plan | search | eval | explain | inspect | verify`."""
+"""Command line: `vqdistill compile | plan | search | eval | explain | inspect | verify | bench | report`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import NoReturn
 import click
 
 import vqdistill as vqd
+from vqdistill.bench.commands import bench_command, report_command
 from vqdistill.cli.build import compile_command, plan_command
 from vqdistill.cli.evaluate import eval_command, explain_command
 from vqdistill.cli.inspect import inspect_command, verify_command
@@ -35,6 +36,8 @@ for command in (
     explain_command,
     inspect_command,
     verify_command,
+    bench_command,
+    report_command,
 ):
     cli.add_command(command)
 

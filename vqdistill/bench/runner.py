@@ -1,0 +1,162 @@
+"""Runs systems one after the other, each in fresh processes; what is finished is never repeated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqdistill.bench import memory, store
+from vqdistill.bench.budgets import UNLIMITED, allowance_bytes
+from vqdistill.bench.datasets import Dataset
+from vqdistill.bench.processes import Place, RunFailed, run_stage
+from vqdistill.bench.systems import SYSTEMS, Entry
+from vqdistill.errors import BudgetInfeasible
+
+FRONTIER = (0.8, 0.9, 0.95, 0.98, 0.99)
+"""Recalls that systems are tuned to beside the targets, for the curves."""
+MEMORY_AT = 0.95
+"""Recall of the setting that memories are measured with."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run."""
+
+    budgets: tuple[str, ...]
+    systems: tuple[str, ...]
+    targets: tuple[float, ...] = (0.9, 0.95, 0.98)
+    time_limit_s: float = 1800.0
+    """of a build, and of a measurement"""
+    cores: tuple[int, ...] = (0,)
+    """builds use all of them, searches the first"""
+    repetitions: int = 7
+    repeats: int = 1
+    """measurements of each built index, apart"""
+    seed: int = 0
+    memory: bool = True
+    """whether to measure memories and the cold page cache"""
+    retry: bool = False
+    """whether what failed before is tried again"""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run to be done."""
+
+    entry: Entry
+    budget: str
+    allowance_bytes: int
+    repeat: int
+    seed: int
+
+    @property
+    def index_name(self) -> str:
+        """Of the folder of its index: repeats share it."""
+        return f"{self.entry.name}-{self.budget.replace('/', '')}-seed{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.index_name}-{self.repeat}"
+
+
+def planned(dataset: Dataset, options: Options) -> Iterator[Planned]:
+    """Yield the runs of all installed systems that were asked for; references have one budget, none."""
+    chosen = [entry for entry in SYSTEMS if entry.name in options.systems and entry.available]
+    for repeat in range(options.repeats):
+        for budget in options.budgets:
+            allowed = allowance_bytes(budget, dataset.facts)
+            for entry in chosen:
+                if not entry.reference:
+                    yield Planned(entry, budget, allowed, repeat, options.seed)
+        for entry in chosen:
+            if entry.reference:
+                yield Planned(entry, UNLIMITED, 0, repeat, options.seed)
+
+
+def run_all(dataset: Dataset, options: Options, say: Callable[[str], None]) -> dict[str, int]:
+    """Do what is not done yet; return how many runs are done, were kept from before, and failed."""
+    counts = {"done": 0, "kept": 0, "failed": 0}
+    _record_missing(dataset, options)
+    for run in planned(dataset, options):
+        path, failure = (dataset.folder / f"{run.name}{suffix}" for suffix in (store.SUFFIX, store.FAILED))
+        if path.exists() or (failure.exists() and not options.retry):
+            counts["kept" if path.exists() else "failed"] += 1
+            say(f"{run.name}: {'kept' if path.exists() else 'failed before, see ' + failure.name}")
+            continue
+        try:
+            _do(dataset, options, run, path)
+        except (RunFailed, BudgetInfeasible) as error:
+            counts["failed"] += 1
+            facts = {"system": run.entry.name, "budget": run.budget, "repeat": run.repeat, "reason": str(error)}
+            failure.write_text(json.dumps(facts, indent=1, sort_keys=True))
+            say(f"{run.name}: {error}")
+        else:
+            failure.unlink(missing_ok=True)
+            counts["done"] += 1
+            say(f"{run.name}: done")
+    return counts
+
+
+def _record_missing(dataset: Dataset, options: Options) -> None:
+    """Keep which systems were asked for and are not installed: the report lists them."""
+    missing = [
+        {"system": entry.name, "install": entry.install}
+        for entry in SYSTEMS
+        if entry.name in options.systems and not entry.available
+    ]
+    (dataset.folder / "missing.json").write_text(json.dumps(missing, indent=1))
+
+
+def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
+    folder = dataset.folder / "work" / run.index_name
+    job: dict[str, Any] = {
+        "dataset": str(dataset.folder),
+        "system": run.entry.name,
+        "budget": run.budget,
+        "allowance_bytes": run.allowance_bytes,
+        "threads": len(options.cores),
+        "seed": run.seed,
+    }
+    built = _built(job, folder, Place(options.cores, options.time_limit_s))
+    one = Place(options.cores[:1], options.time_limit_s)
+    more = {
+        "repeat": run.repeat,
+        "targets": sorted({*options.targets, *FRONTIER}),
+        "tune_seconds": min(600.0, options.time_limit_s / 3),
+        "repetitions": options.repetitions,
+        "core": options.cores[0],
+    }
+    run_stage("measure", job | more, folder, one)
+    measured = store.read_run(folder / "measured.h5")
+    measured.facts |= {"build": built, "memory": None}
+    if options.memory and measured.operations:
+        prober = memory.Prober(dataset, run.entry.name, _setting(measured), folder, one)
+        measured.facts["memory"] = memory.memories(prober)
+    store.write_run(measured, path)
+    (folder / "measured.h5").unlink()
+
+
+def _built(job: dict[str, Any], folder: Path, place: Place) -> dict[str, Any]:
+    """Build the index, or return what is known of the one that was built before."""
+    done = folder / "built.json"
+    if done.exists():
+        return dict(json.loads(done.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "index").mkdir(parents=True)
+    built = run_stage("build", job, folder, place)
+    unfinished = folder / ".built.json"
+    unfinished.write_text(json.dumps(built))
+    unfinished.replace(done)
+    return built
+
+
+def _setting(run: store.Run) -> dict[str, Any]:
+    """Return the setting that memories are measured with: that of recall 0.95, or the next best."""
+    reached = [op for op in run.operations if op.facts["target"] >= MEMORY_AT]
+    operation = min(reached or run.operations, key=lambda op: abs(op.facts["target"] - MEMORY_AT))
+    return dict(operation.facts["setting"])

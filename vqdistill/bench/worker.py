@@ -1,0 +1,119 @@
+"""Work of one run in a process of its own: `python -m vqdistill.bench.worker build|measure|probe JOB.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqdistill.bench import systems
+from vqdistill.bench.datasets import Dataset, open_prepared, read_qrels
+from vqdistill.bench.machine import machine, versions
+from vqdistill.bench.measure import measure
+from vqdistill.bench.pages import memory_of_this_process
+from vqdistill.bench.store import Run, write_run
+from vqdistill.bench.systems.base import Task, files_bytes
+from vqdistill.bench.tuning import K, Questions, tune
+from vqdistill.bench.verify import best_of, map_rows
+from vqdistill.errors import InvalidInput, VqdistillError
+
+INDEX = "index"
+RESULT = "result.json"
+
+
+def build(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Build the index of a job in `folder`/index."""
+    dataset = open_prepared(Path(job["dataset"]))
+    docs = np.array(dataset.rows("docs"))
+    learn = dataset.path("learn")
+    task = Task(
+        docs=docs,
+        docs_path=dataset.path("docs"),
+        metric=dataset.metric,
+        learn=learn if learn.exists() else None,
+        budget=job["budget"],
+        allowance_bytes=job["allowance_bytes"],
+        threads=job["threads"],
+        seed=job["seed"],
+    )
+    system = systems.load(job["system"])
+    begin = time.perf_counter()
+    options = system.build(task, folder / INDEX)
+    seconds = time.perf_counter() - begin
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    sizes = {"disk_bytes": files_bytes(folder / INDEX), "peak_rss_bytes": peak}
+    return {"options": options, "seconds": seconds, "threads": job["threads"]} | sizes
+
+
+def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Tune and measure the index of a job; the run goes to `folder`/measured.h5."""
+    dataset = open_prepared(Path(job["dataset"]))
+    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+    questions = Questions.of(dataset.rows("tune"), dataset.truth("tune"))
+    begin = time.perf_counter()
+    points = tune(index, questions, job["targets"], begin + job["tune_seconds"])
+    tuned = time.perf_counter() - begin
+    deep = read_qrels(dataset.truth_path) is not None
+    operations, yardstick = measure(job["system"], index, dataset, points, job["repetitions"], deep)
+    facts = {
+        "dataset": dataset.origin | {"name": dataset.name, "n": dataset.n, "dim": dataset.dim},
+        "bytes": index.bytes,
+        "tune_s": tuned,
+        "yardstick_s": yardstick,
+        "machine": machine(),
+        "versions": versions(),
+    }
+    write_run(Run(facts | {name: job[name] for name in _OF_JOB}, operations), folder / "measured.h5")
+    return {"operations": len(operations)}
+
+
+_OF_JOB = ("system", "budget", "allowance_bytes", "repeat", "seed", "targets", "core")
+
+
+def probe(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Open the index, see what memory that takes, and answer queries one at a time."""
+    dataset = Dataset(**{**job["facts"], "folder": Path(job["dataset"])})
+    system = systems.load(job["system"])
+    rows = map_rows(dataset.f16_path)
+    queries = np.load(job["queries"])
+    # What is compiled or loaded at the first call is no part of an index.
+    best_of(np.zeros((1, dataset.dim), np.float16), queries[:1], np.zeros((1, 1), np.int64), 1)
+    before = memory_of_this_process()
+    index = system.open(folder / INDEX, rows, dataset.metric)
+    opened = memory_of_this_process()
+    seconds, found = [], []
+    for query in queries[:, None]:
+        begin = time.perf_counter()
+        found.append(index.search(query, K, job["setting"]).ids[0])
+        seconds.append(time.perf_counter() - begin)
+    answered = memory_of_this_process()
+    np.savez(job["answers"], ids=np.array(found), seconds=np.array(seconds))
+    return {"before": before, "opened": opened, "answered": answered}
+
+
+STAGES = {"build": build, "measure": measured, "probe": probe}
+
+
+def main(stage: str, path: str) -> None:
+    """Run a stage; its result, or the sentence of its failure, goes to result.json beside the job."""
+    job = json.loads(Path(path).read_text())
+    folder = Path(path).parent
+    try:
+        result = STAGES[stage](job, folder)
+    except (VqdistillError, MemoryError) as error:
+        kind = "input" if isinstance(error, InvalidInput) else "error"
+        (folder / RESULT).write_text(json.dumps({kind: str(error) or "there is not enough memory"}))
+        sys.exit(3)
+    unfinished = folder / f".{RESULT}.{os.getpid()}"
+    unfinished.write_text(json.dumps(result))
+    unfinished.replace(folder / RESULT)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
