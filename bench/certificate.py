@@ -1,6 +1,6 @@
 """Whether certificates hold on test queries, and whether explanations of a loss add up and keep their promises.
 
-    cd ../shared/data; python ../../vqdistill/bench/certificate.py debian.h5 pypi200k-int8.h5 --small debian.h5
+    D=../shared/data; python bench/certificate.py $D/debian.h5 $D/pypi200k-int8.h5 --small data/debian-sample.h5
 
 Each dataset is compiled at 24 bytes a vector for a recall of 0.95@10; that of --small at 8 bytes, which is too few.
 Explained is the search of one half of its test queries, and the first suggestion is then followed on both halves. Each

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.compiler.supervision import MAX_QUERIES
+from vqdistill.compiler.memory import LARGEST
 from vqdistill.data.sources import EmbeddingSource
 
 I64 = npt.NDArray[np.int64]
@@ -21,8 +21,8 @@ def unseen_learn_queries(learn: EmbeddingSource, manifest: Any) -> I64:
     """
     seed, report = manifest.plan["model"]["seed"], manifest.report
     order = np.random.default_rng([seed, 2]).permutation(learn.n)
-    drawn = np.sort(order[:MAX_QUERIES])
+    drawn = np.sort(order[: LARGEST.queries])
     if report["train_queries"] + report["held_out_queries"] != len(drawn):
         raise SystemExit(f"the index must be compiled from all learn queries of the dataset, got {report}")
     split = np.random.default_rng([seed, 0]).permutation(len(drawn))
-    return np.sort(np.concatenate([order[MAX_QUERIES:], drawn[split[: report["held_out_queries"]]]]))
+    return np.sort(np.concatenate([order[LARGEST.queries :], drawn[split[: report["held_out_queries"]]]]))

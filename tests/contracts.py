@@ -33,6 +33,21 @@ class SourceContract:
             at += len(block.rows)
         assert at == src.n
 
+    def test_blocks_begin_at_any_of_their_borders(self, src: EmbeddingSource) -> None:
+        whole = list(src.blocks(3))
+        for number, block in enumerate(whole):
+            rest = list(src.blocks(3, block.start))
+            assert [other.start for other in rest] == [other.start for other in whole[number:]]
+            np.testing.assert_array_equal(rest[0].rows, block.rows)
+        assert list(src.blocks(3, src.n)) == []
+        wide = next((block for block in whole if len(block.rows) > 1), None)
+        if wide is not None:
+            with pytest.raises(InvalidInput, match="blocks must start where one begins"):
+                list(src.blocks(3, wide.start + 1))
+
+    def test_memory_is_told_without_reading(self, src: EmbeddingSource) -> None:
+        assert src.resident_bytes >= 0
+
     def test_blocks_do_not_disturb_each_other(self, src: EmbeddingSource) -> None:
         pairs = list(zip_longest(src.blocks(5), src.blocks(3)))
         first, second = (

@@ -83,7 +83,8 @@ DOORS = {
     "usearch": {"bench.systems.usearch_system"},
     "tqdm": {"progress"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
-    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.supervision"},
+    | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
+    | {"compiler.supervision", "compiler.train"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
 

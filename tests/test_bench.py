@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import ablate
+import certificate
 import check
 import guards
 import h5py
@@ -107,6 +109,27 @@ def test_a_table_replaces_only_what_is_between_its_markers() -> None:
 def test_a_document_without_clear_markers_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="must have one line"):
         ablate.with_block(text, "new")
+
+
+def test_halves_of_a_dataset_share_no_test_query(dataset: Path, tmp_path: Path) -> None:
+    parts = []
+    for half in (0, 1):
+        with h5py.File(certificate.half_of(dataset, tmp_path, half)) as file, h5py.File(dataset) as whole:
+            assert np.array_equal(file["train"][:], whole["train"][:])
+            assert np.array_equal(file["test"][:], whole["test"][half::2])
+            parts.append(len(file["test"]))
+    assert parts == [4, 3]
+
+
+def test_lines_of_certificates_come_from_the_stored_results() -> None:
+    for path in sorted(measuring.RESULTS.glob("certificate-*.json")):
+        result = json.loads(path.read_text())
+        if "explain" in result:
+            assert certificate.explained_lines(result).count("wanted 80%") == 1
+        else:
+            rungs = result["certificate"]["rungs"]
+            inside = sum(rung["low"] <= rung["test_recall"] <= rung["high"] for rung in rungs)
+            assert f"inside the interval: {inside} of {len(rungs)}" in certificate.certificate_lines(result)
 
 
 def test_only_a_loss_beyond_noise_fails_the_check() -> None:

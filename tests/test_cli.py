@@ -449,8 +449,13 @@ def test_an_index_of_a_newer_format(index: Path, refused: Callable[..., str]) ->
 
 
 @pytest.mark.parametrize("room", [0, 5000, 40_000, 60_000])
-def test_a_full_disk_leaves_nothing_behind(
-    room: int, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+def test_a_full_disk_leaves_only_work_to_resume(
+    room: int,
+    shelf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Run,
+    refused: Callable[..., str],
 ) -> None:
     left = room
     write = files.FileOps.write
@@ -462,10 +467,13 @@ def test_a_full_disk_leaves_nothing_behind(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(ops, fd, data)
 
-    monkeypatch.setattr(files.FileOps, "write", scarce)
     arguments = ("compile", shelf / "rows.npy", "-o", tmp_path / "out.vqd", "--metric", "ip", "--no-distill")
-    assert re.search("disk full|No space", refused(*arguments))
-    assert names(tmp_path) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(files.FileOps, "write", scarce)
+        assert re.search("disk full|No space", refused(*arguments))
+    assert names(tmp_path) == ["out.vqd.work"]
+    assert "go on with --resume" in refused(*arguments)
+    assert run(*arguments, "--resume")[0] == 0 and names(tmp_path) == ["out.vqd"]
 
 
 @pytest.mark.parametrize(

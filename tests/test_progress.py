@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from vqdistill import progress
 from vqdistill.progress import ConsoleProgress, Progress
 
 
@@ -52,3 +53,39 @@ def test_a_terminal_gets_a_bar_with_stage_rate_and_unit() -> None:
     with ConsoleProgress(stream).stage("train", total=20, unit="steps") as stage:
         stage.advance(20)
     assert re.search(r"train: 100%.*20/20 .* steps/s\]", stream.getvalue())
+
+
+def test_a_long_stage_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    stream = io.StringIO()
+    with ConsoleProgress(stream).stage("encode", total=4000, unit_bytes=2**20) as stage:
+        stage.skip(1000)
+        for _ in range(3):
+            now += 20
+            stage.advance(1000)
+    assert stream.getvalue().splitlines() == [
+        "encode: 3,000 rows, 2.93GiB of 4,000 rows, 3.91GiB (75%), 50 rows/s, 50.0MiB/s, 00:20 left",
+        "encode: 4,000 rows, 3.91GiB (1,000 of them before) in 60.0 s (50 rows/s, 50.0MiB/s)",
+    ]
+
+
+def test_bytes_are_counted_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now)
+    stream = io.StringIO()
+    with ConsoleProgress(stream).stage("write index", 900, "B") as stage:
+        now += 30
+        stage.advance(300)
+    assert stream.getvalue().splitlines() == [
+        "write index: 300 B of 900 B (33%), 10 B/s, 01:00 left",
+        "write index: 300 B in 30.0 s (10 B/s)",
+    ]
+
+
+def test_a_bar_shows_bytes_and_starts_where_it_went_on() -> None:
+    stream = Terminal()
+    with ConsoleProgress(stream).stage("encode", total=20, unit_bytes=2**20) as stage:
+        stage.skip(5)
+        stage.advance(15)
+    assert re.search(r"encode: 100%.*20/20 .* rows/s, 20.0MiB\]", stream.getvalue())

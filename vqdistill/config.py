@@ -244,6 +244,9 @@ class DistillConfig:
     train_bytes: int = 512 << 20
     """Float32 bytes of the rows that training keeps in memory; larger corpora are sampled around the teacher's
     lists."""
+    codebook_rows: int | None = None
+    """Training rows that codebooks are fitted to at most; None = as many as still help: 40,960 for additive codes,
+    65,536 for product codes."""
 
     def __post_init__(self) -> None:
         _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")
@@ -268,6 +271,8 @@ class DistillConfig:
         _require(_is_finite(length) and length > 1, "adapter_list_length", length, "a finite number above 1")
         _require(_is_int(self.seed, 0), "seed", self.seed, "a non-negative integer")
         _require(_is_int(self.train_bytes, 1 << 20), "train_bytes", self.train_bytes, "at least 1 MiB")
+        rows = self.codebook_rows
+        _require(rows is None or _is_int(rows, KSUB), "codebook_rows", rows, f"at least {KSUB}, or None")
         _require(
             1 < self.list_length <= self.depth,
             "list_length",

@@ -12,6 +12,7 @@ import vqdistill
 from tests.contracts import TeacherContract
 from vqdistill.compiler import index_teacher, supervision
 from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
+from vqdistill.compiler.memory import LARGEST, Sizes
 from vqdistill.compiler.supervision import DenseTeacher, Supervision, follow, supervise, teacher_kind
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
@@ -28,9 +29,9 @@ QUERIES = (ROWS[::25] + 0.2 * RNG.standard_normal((Q, D))).astype(np.float32)
 
 def ask(place: Path, teacher: Any = "exact", **options: Any) -> Supervision:
     """Supervision without an adapter in between; judgments alone teach unless `mix` says otherwise."""
-    given = {"metric": "cosine", "queries": QUERIES, "mix": 1.0} | options
+    given = {"metric": "cosine", "queries": QUERIES, "mix": 1.0, "sizes": LARGEST} | options
     src = open_source(ROWS, metric=given["metric"])
-    dense = DenseTeacher(src, place / "cache", 0, 1, Progress())
+    dense = DenseTeacher(src, place / "cache", 0, 1, Progress(), given["sizes"])
     lesson = supervise(src, given["queries"], teacher, dense)
     return lesson if lesson.dense else follow(lesson, dense, given["mix"], 40.0)
 
@@ -80,6 +81,17 @@ def test_an_index_that_visits_and_verifies_everything_is_exact(monkeypatch: pyte
     monkeypatch.setattr(index_teacher, "VERIFIED", N)
     src = open_source(ROWS)
     assert np.array_equal(IndexTeacher(src).relevance(QUERIES, 9).docs, ExactTeacher(src).relevance(QUERIES, 9).docs)
+
+
+@pytest.mark.parametrize("rows_at_once", [7, 50, 10**6])
+def test_an_index_searched_part_by_part_finds_what_one_finds(
+    rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_teacher, "_NPROBE_SHARE", 1.0)
+    sizes = Sizes(index_bytes=100 * rows_at_once, block_bytes=7 * 4 * ROWS.shape[1])
+    src = open_source(ROWS)
+    found, wanted = (teacher.relevance(QUERIES, 9) for teacher in (IndexTeacher(src, sizes=sizes), IndexTeacher(src)))
+    assert list_recall(found, wanted) > 0.97
 
 
 def test_seed_decides_and_threads_do_not() -> None:
@@ -240,10 +252,9 @@ def test_a_function_is_given_row_numbers_of_the_first_documents(tmp_path: Path) 
     np.testing.assert_array_equal(lesson.relevance.top(1).scores, np.arange(Q))
 
 
-def test_a_function_sees_the_numbers_of_the_queries_that_were_picked(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(supervision, "MAX_QUERIES", 20)
+def test_a_function_sees_the_numbers_of_the_queries_that_were_picked(tmp_path: Path) -> None:
     seen: list[Any] = []
-    lesson = ask(tmp_path, lambda q, d: seen.append(q) or np.zeros(d.shape))
+    lesson = ask(tmp_path, lambda q, d: seen.append(q) or np.zeros(d.shape), sizes=Sizes(queries=20))
     numbers = np.concatenate(seen)
     assert len(numbers) == 20 and numbers.max() >= 20
     src = open_source(ROWS)

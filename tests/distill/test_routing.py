@@ -235,7 +235,7 @@ def test_held_out_queries_choose_the_lists(tasks: dict[Metric, Task], metric: Me
     train, judge = split(task)
     plain = train_coarse(judge.corpus.x, NLIST, 0)
     known = np.arange(len(train.queries))
-    terms = QueryTerms.from_relevance(train.queries, task.relevance.select(known), task.src.n)
+    terms = QueryTerms.from_relevance(train.queries, task.relevance.select(known))
     chosen, before, after = choose_lists(plain, terms.take(np.arange(task.src.n)), judge, 0)
     assert np.array_equal(before, judge.route_recalls(plain.centroids, plain.lists))
     assert (chosen is plain) != surely_better(before, after)

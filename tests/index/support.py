@@ -14,8 +14,9 @@ import numpy as np
 
 from vqdistill.index.files import FileOps
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import CRC_BYTES, PAGE, Layout, Manifest, encode_current, parse_current
-from vqdistill.index.writer import IndexWriter
+from vqdistill.index.writer import MEMORY_BYTES, IndexWriter
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, Metric
@@ -108,11 +109,19 @@ def make_sample(
 
 
 def write_sample(
-    path: Path, sample: Sample, *, index_id: bytes = INDEX_ID, ops: FileOps | None = None, batch: int = 32
+    path: Path,
+    sample: Sample,
+    *,
+    index_id: bytes = INDEX_ID,
+    ops: FileOps | None = None,
+    batch: int = 32,
+    memory_bytes: int = MEMORY_BYTES,
+    log: RunLog | None = None,
 ) -> Manifest:
     n, options = len(sample.x), {"dense": sample.dense, "tables": sample.tables, "ids": sample.ids_kind}
+    options |= {"memory_bytes": memory_bytes, "log": log}
     with IndexWriter(path, sample.model, index_id=index_id, ops=ops, **options) as writer:
-        for begin in range(0, n, batch):
+        for begin in range(writer.n, n, batch):
             part = slice(begin, min(n, begin + batch))
             ids = None if sample.ids is None else sample.ids[part]
             writer.add(ids, Codes(sample.codes.lists[part], sample.codes.codes[part]), sample.x[part])

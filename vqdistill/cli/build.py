@@ -21,6 +21,8 @@ from vqdistill.progress import ConsoleProgress
 @click.option(
     "--recall", metavar="0.95@10", help="Make the cheapest search that is proven to find so much the default."
 )
+@click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
+@click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @build_options
 def compile_command(
     source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, **options: Any

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.supervision import MAX_QUERIES, DenseTeacher, Supervision, follow
+from vqdistill.compiler.supervision import DenseTeacher, Supervision, follow
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.distill.adaptation import adapt_queries
 from vqdistill.distill.judged import Judgments
@@ -52,7 +52,7 @@ def adapt(
     held = np.zeros(len(queries), np.bool_)
     held[found.held] = True
     others = np.random.default_rng([config.seed, 10]).permutation(np.flatnonzero(~held))
-    picked = np.sort(np.concatenate([found.held, others[: MAX_QUERIES - len(found.held)]]))
+    picked = np.sort(np.concatenate([found.held, others[: dense.max_queries - len(found.held)]]))
     relevance = judged.relevance.select(picked)
     lesson = replace(judged, queries=found(queries[picked]), relevance=relevance)
     return AdaptedLesson(

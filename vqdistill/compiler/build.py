@@ -7,30 +7,40 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.adapted import adapt
-from vqdistill.compiler.passes import default_codes, settle
+from vqdistill.compiler.memory import (
+    LARGEST,
+    Sizes,
+    give_back_freed_memory,
+    parse_cap,
+    require_room_to_prove,
+    sizes_within,
+)
+from vqdistill.compiler.passes import default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.proof import Proof
-from vqdistill.compiler.supervision import FEWEST_CERTIFIED, DenseTeacher, Supervision, supervise, teacher_kind
+from vqdistill.compiler.provenance import made_with
+from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
+from vqdistill.compiler.train import Trained, search_policy, train, units
+from vqdistill.compiler.work import WorkDir, work_path
 from vqdistill.config import Budget, DistillConfig, RecallTarget
-from vqdistill.data.sources import EmbeddingSource, open_source
+from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
-from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
-from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
+from vqdistill.index.files import read_manifest
+from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES, Manifest
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
-from vqdistill.types import F32Rows
 
 
 def compile(
@@ -53,6 +63,8 @@ def compile(
     false_negatives: float | None = None,
     seed: int = 0,
     threads: int | None = None,
+    build_ram: str | int | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compile embeddings into an index directory.
@@ -60,7 +72,8 @@ def compile(
     Parameters
     ----------
     input : path, `FILE:key`, folder or glob of shards, NumPy array or torch tensor of shape (n, d)
-    out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it.
+    out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it; what else is finished
+        waits in `<out>.work` until the index is there.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
     teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents or their grades),
@@ -84,6 +97,11 @@ def compile(
     debias, false_negatives : see `DistillConfig`; the latter needs such judgments alone, mix 1
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
+    build_ram : hard cap on the resident memory of this process, such as "1GiB": how many rows and queries are trained
+        on, and at a time encoded, follows from it. None = what serves quality and speed, about 2 GiB.
+    resume : go on with the `<out>.work` of a compile that was interrupted, to the same bytes; without one, start.
+        What is finished is the trained model, and every few blocks of rows that are encoded. False refuses to start
+        beside one.
 
     Returns
     -------
@@ -94,11 +112,11 @@ def compile(
     Raises
     ------
     InvalidInput
-        If an option, file or row is not usable, or `out` exists.
+        If an option, file or row is not usable, `out` exists, or work to resume was made with other data or options.
     BudgetInfeasible
-        If nothing fits `ram`, or the finished index does not reach `recall`.
+        If nothing fits `ram` or `build_ram`, or the finished index does not reach `recall`.
     VqdistillError
-        If the disk refuses; nothing is left at `out`.
+        If the disk refuses; nothing is left at `out`, and `resume` may go on once it takes more.
     """
     config = DistillConfig(
         seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
@@ -110,40 +128,44 @@ def compile(
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
-    _require_free(out)
+    _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
     if wanted is not None and wanted.k > src.n:
         raise InvalidInput(f"recall must count at most the {src.n} rows, got {wanted}")
-    ids_kind = src.ids.kind if src.ids else "rows"
     plan = make_plan(
         src.facts,
         ram,
         codes=codes or default_codes(src.metric, distill),
         dense=dense,
         seed=seed,
-        ids_kind=ids_kind,
+        ids_kind=src.ids.kind if src.ids else "rows",
         adapter_units=config.adapter_units(src.dim) if distill and kind != "exact" else 0,
     )
     progress.note(plan.explain())
-    with training_threads(threads):
-        dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress)
-        lesson = supervise(src, queries, teacher, dense_teacher, proven=wanted is not None)
-        distiller = Distiller(plan.model, config, threads, progress)
-        model, report, held_out = _teach(distiller, lesson, mix, dense_teacher)
-        plan = settle(plan, *_units(model))
-        search = search_policy(model, dense, distiller.calibrated)
+    sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
+    if cap is not None:
+        sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
+        require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
+        config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
+        give_back_freed_memory()
+        progress.note(f"build-ram    {sizes.explain(cap)}")
+    options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes)}
+    made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
+    dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
+    with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
+        if work.trained is None:
+            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted))
+        done = work.trained
+        assert done is not None
         proof = None
-        if len(lesson.reserved) and len(held_out):
-            proof = Proof(held_out, lesson.reserved, lesson.pseudo, dense_teacher, wanted)
-        elif wanted is not None:
-            raise InvalidInput(f"recall {wanted} needs queries to tune on, got too few with documents")
-        else:
-            report["no_certificate"] = f"too few queries: at least {FEWEST_CERTIFIED} are needed"
-        manifest = build(plan, model, src, out, search=search, report=report, proof=proof, progress=progress)
+        if done.held_out is not None and done.reserved is not None:
+            io = "auto" if cap is None else "pread"  # what a map has touched counts as resident
+            proof = Proof(done.held_out, done.reserved, done.pseudo, dense_teacher, wanted, io)
+        manifest = _encode(done, src, Path(out), progress, sizes, work.log, proof)
     certificate = manifest.certificate
     return {
-        "plan": plan.to_json(),
-        "report": report,
+        "plan": done.plan.to_json(),
+        "report": done.report,
         "search": manifest.search.to_json(),
         "certificate": None if certificate is None else certificate.to_json(),
         "timings": [] if proof is None else proof.timings,
@@ -185,15 +207,40 @@ def build(
     VqdistillError
         If the disk refuses; nothing is left behind.
     """
-    progress = progress or Progress()
     _require_match(plan, model, src)
     if not isinstance(search, SearchPolicy):
         search = search_policy(model, plan.dense, search or {})
+    done = Trained(plan=plan, model=model, report=report or {}, search=search)
+    return _encode(done, src, Path(path), progress or Progress(), proof=proof)
+
+
+def _encode(
+    done: Trained,
+    src: EmbeddingSource,
+    path: Path,
+    progress: Progress,
+    sizes: Sizes = LARGEST,
+    log: RunLog | None = None,
+    proof: Proof | None = None,
+) -> Manifest:
+    """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already."""
+    plan, model = done.plan, done.model
     index_id = _index_id(plan, model, src)
-    tables = plan.model.tables
-    with IndexWriter(path, model, dense=plan.dense, ids=plan.ids, index_id=index_id, tables=tables) as writer:
-        with progress.stage("encode", src.n) as stage:
-            for block in src.blocks():
+    if log is not None and os.path.lexists(path):
+        return _require_same_index(path, index_id)
+    with IndexWriter(
+        path,
+        model,
+        dense=plan.dense,
+        ids=plan.ids,
+        index_id=index_id,
+        tables=plan.model.tables,
+        memory_bytes=sizes.run_bytes,
+        log=log,
+    ) as writer:
+        with progress.stage("encode", src.n, unit_bytes=row_bytes(src)) as stage:
+            stage.skip(writer.n)
+            for block in src.blocks(sizes.block_rows(src.dim), writer.n):
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
                 rows = np.arange(block.start, block.start + len(block.rows))
                 terms, list_terms = (
@@ -202,76 +249,33 @@ def build(
                 codes = model.encode(block.rows, terms, list_terms)
                 writer.add(ids, codes, block.rows)
                 stage.advance(len(block.rows))
-        with progress.stage("write index"):
-            return writer.publish(plan.to_json(), search, report or {}, proof)
+        with progress.stage("write index", writer.payload_bytes, "B") as stage:
+            return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
 
 
-def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) -> SearchPolicy:
-    """Return the defaults of a search: what was calibrated, and for the rest what suits most."""
-    nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
-    return replace(SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE), **calibrated)
-
-
-def _require_free(out: str | Path) -> None:
-    if os.path.lexists(out):
+def _require_free(out: str | Path, resume: bool) -> None:
+    # A process that was killed after it published, before it removed its work, has only that left to do.
+    if os.path.lexists(out) and not (resume and work_path(out).is_dir()):
         raise InvalidInput(f"{out} exists already; remove it or choose another name")
     if not Path(out).absolute().parent.is_dir():
         raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
 
 
-def _teach(
-    distiller: Distiller, lesson: Supervision, mix: float, dense_teacher: DenseTeacher
-) -> tuple[IvfPqModel, dict[str, Any], F32Rows]:
-    """Train a model, behind an adapter of the queries if these are judged.
-
-    Returns
-    -------
-    The model, the report of it, and the queries that decided in training, as they come.
-    """
-    adapted = None if lesson.dense else adapt(lesson, dense_teacher, distiller.config, distiller.model, mix)
-    asked = lesson.queries if adapted is None else adapted.asked
-    lesson = lesson if adapted is None else adapted.supervision
-    model = distiller.fit(
-        dense_teacher.src,
-        lesson.queries,
-        lesson.relevance,
-        dense_teacher=lesson.dense,
-        teacher_temperature=lesson.temperature,
-        judgments=None if adapted is None else adapted.judgments,
-    )
-    report = _report(distiller.report, lesson)
-    if adapted is not None:
-        model = replace(model, query_adapter=adapted.adapter)
-        report["stages"] = adapted.stages + report.get("stages", [])
-    return model, report, asked[distiller.held_out]
-
-
-def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
-    report = trained | {
-        "queries": lesson.origin,
-        "pseudo_queries": lesson.pseudo,
-        "reserved_queries": len(lesson.reserved),
-        "teacher": lesson.teacher,
-    }
-    if lesson.pseudo:
-        report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
-    return report
+def _require_same_index(path: Path, index_id: bytes) -> Manifest:
+    manifest = read_manifest(path)
+    if manifest.index_id != index_id:
+        raise InvalidInput(f"{path} exists already, and is not what {work_path(path)} leads to; remove one of them")
+    return manifest
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:
-    units = (plan.model.query_units, plan.model.verify_units)
-    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *units)
-    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *_units(model))
+    asked = (plan.model.query_units, plan.model.verify_units)
+    planned = (plan.facts.n, plan.facts.dim, plan.metric.value, plan.model.nlist, plan.model.m, *asked)
+    got = (src.n, model.d, model.metric.value, model.nlist, model.m, *units(model))
     if planned != got or src.dim != model.d or src.metric is not model.metric:
         raise InvalidInput(
             f"plan, model and source must agree in n, d, metric, nlist, m and units: planned {planned}, got {got}"
         )
-
-
-def _units(model: IvfPqModel) -> tuple[int, int]:
-    """Units of the adapter of queries and of that of verification; 0 where there is none."""
-    query, verify = model.query_adapter, model.verify_adapter
-    return 0 if query is None else query.units, 0 if verify is None else verify.units
 
 
 def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:

@@ -42,6 +42,8 @@ class Proof:
     """Knows the true neighbours."""
     wanted: RecallTarget | None = None
     """Recall of the index's default search; None leaves the defaults as they are."""
+    io: str = "auto"
+    """How rows are read, see `Searcher`."""
     timings: list[dict[str, float]] = field(default_factory=list, init=False)
 
     def __call__(self, reader: IndexReader) -> tuple[SearchPolicy, Certificate]:
@@ -65,6 +67,7 @@ class Proof:
                 _provenance(self.pseudo, said),
                 threads=self.dense.threads,
                 seed=self.dense.seed,
+                io=self.io,
             )
         return self._policy(certificate, reader.manifest.search), certificate
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
+from vqdistill.compiler.memory import AFFORDABLE, LARGEST, Sizes
 from vqdistill.data.judgments import read_labels, read_scores
 from vqdistill.data.mixture import log_gains, mixed
 from vqdistill.data.pairs import pair_scores
 from vqdistill.data.relevance import Relevance
-from vqdistill.data.sources import EmbeddingSource, open_queries
+from vqdistill.data.sources import EmbeddingSource, open_queries, row_bytes
 from vqdistill.data.teacher import (
     CachedTeacher,
     CallableTeacher,
@@ -29,16 +30,6 @@ from vqdistill.types import F32Rows
 
 DEPTH = 200
 """Teacher documents per query (Distill-VQ uses the top 200)."""
-MAX_QUERIES = 16_384
-"""Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
-MAX_JUDGED = 32_768
-"""Learn queries used at most with labels or pair scores, those that have any first: adapting queries costs less."""
-PSEUDO_QUERIES = 8_192
-"""Pseudo-queries made when there are none."""
-AFFORDABLE = 4 * 10**13
-"""Queries x rows x dimensions up to which the dense teacher searches exactly: ten minutes on two cores, which do 6.6e10
-a second. 16,384 queries get there at 6.4 million rows of 384 dimensions. An index must be trained and coded first: up
-to there it would save a third of the time at most, far beyond two thirds."""
 RESERVED = 1000
 """Queries at most, and a fifth at most, that are kept for the certificate."""
 FEWEST_CERTIFIED = 200
@@ -85,6 +76,23 @@ class DenseTeacher:
     seed: int
     threads: int
     progress: Progress
+    sizes: Sizes = LARGEST
+    """How many queries and rows may be in memory."""
+
+    @property
+    def max_queries(self) -> int:
+        """Learn queries used at most, a random choice of more; exact teaching costs queries x rows x dimensions."""
+        return self.sizes.queries
+
+    @property
+    def max_judged(self) -> int:
+        """Those with labels or pair scores, which come first: adapting queries costs less."""
+        return 2 * self.sizes.queries
+
+    @property
+    def pseudo_queries(self) -> int:
+        """Pseudo-queries made when there are none."""
+        return self.sizes.queries // 2
 
     def teach(
         self, queries: F32Rows, exclude: IntRows | None = None, depth: int = DEPTH
@@ -92,9 +100,9 @@ class DenseTeacher:
         """Return the first `depth` documents of each query, and what taught them; `exclude` as for ExactTeacher."""
         if len(queries) * self.src.n * self.src.dim <= AFFORDABLE:
             return self._exact(queries, exclude, depth), {"kind": "exact"}
-        with self.progress.stage("index teacher", self.src.n) as stage:
+        with self.progress.stage("index teacher", self.src.n, unit_bytes=row_bytes(self.src)) as stage:
             teacher = CachedTeacher(
-                IndexTeacher(self.src, self.seed, self.threads, stage.advance), self.cache, self.seed
+                IndexTeacher(self.src, self.seed, self.threads, stage.advance, self.sizes), self.cache, self.seed
             )
             found = teacher.relevance(queries, depth, exclude)
         rng = np.random.default_rng([self.seed, 7])
@@ -103,8 +111,9 @@ class DenseTeacher:
         return found, {"kind": "index", "recall": list_recall(found.select(some), wanted), "sample": len(some)}
 
     def _exact(self, queries: F32Rows, exclude: IntRows | None, depth: int) -> Relevance:
-        with self.progress.stage("exact teacher", self.src.n) as stage:
-            teacher = CachedTeacher(ExactTeacher(self.src, self.threads, stage.advance), self.cache)
+        with self.progress.stage("exact teacher", self.src.n, unit_bytes=row_bytes(self.src)) as stage:
+            exact = ExactTeacher(self.src, self.threads, stage.advance, self.sizes.block_rows(self.src.dim))
+            teacher = CachedTeacher(exact, self.cache)
             return teacher.relevance(queries, depth, exclude)
 
 
@@ -130,7 +139,7 @@ def supervise(
         If `teacher` is not usable, or needs real queries and there are none, or too few queries can be `proven`.
     """
     kind = teacher_kind(teacher)
-    opened = _learn_queries(src, queries)
+    opened = learn_queries(src, queries)
     if opened is None:
         if kind != "exact":
             shown = "function" if callable(teacher) else repr(teacher)
@@ -145,9 +154,9 @@ def supervise(
         if not judged.nnz:
             raise InvalidInput(f"{path} must name a relevant document of some query, got none")
         order = order[np.argsort(judged.counts[order] == 0, kind="stable")]
-        picked = np.sort(order[:MAX_JUDGED])
+        picked = np.sort(order[: dense.max_judged])
         return Supervision(opened.take(picked), reserved, judged.select(picked), origin, {"kind": kind}, kind=kind)
-    picked = np.sort(order[:MAX_QUERIES])
+    picked = np.sort(order[: dense.max_queries])
     rows = opened.take(picked)
     relevance, said = dense.teach(rows)
     if not callable(teacher):
@@ -205,7 +214,8 @@ def _similar(src: EmbeddingSource, queries: F32Rows, given: Relevance) -> F32Row
     return pair_scores(src, queries, docs)[docs >= 0]
 
 
-def _learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
+def learn_queries(src: EmbeddingSource, queries: Any) -> EmbeddingSource | None:
+    """Open the learn queries of `compile`; None = there are none, or none are wanted."""
     if queries is None:
         return src.companion("learn_queries")
     if isinstance(queries, str) and queries == "none":
@@ -225,7 +235,8 @@ def _reserve(queries: int, proven: bool) -> int:
 def _pseudo(dense: DenseTeacher, proven: bool) -> Supervision:
     src = dense.src
     with dense.progress.stage("pseudo-queries"):
-        made, origins = pseudo_queries(src, min(PSEUDO_QUERIES, src.n), dense.seed, dense.threads)
+        count = min(dense.pseudo_queries, src.n)
+        made, origins = pseudo_queries(src, count, dense.seed, dense.threads, dense.sizes.pool_bytes)
     kept = _reserve(len(made), proven)
     relevance, said = dense.teach(made[kept:], origins[kept:])
     return Supervision(made[kept:], made[:kept], relevance, "pseudo-queries", said, pseudo=True)

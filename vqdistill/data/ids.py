@@ -52,6 +52,11 @@ class IntIds:
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes in memory, at most: sorting them to find repeats takes as many again twice."""
+        return 3 * self._values.nbytes
+
     def slice(self, start: int, stop: int) -> IntRows:
         """Ids of rows start..stop."""
         return self._values[start:stop]
@@ -110,6 +115,11 @@ class StrIds:
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes in memory, at most: hashes and their order take 24 for each while repeats are looked for."""
+        return 2 * len(self._text) + 4 * self._offsets.nbytes
 
     def slice(self, start: int, stop: int) -> list[str]:
         """Ids of rows start..stop."""

@@ -33,6 +33,11 @@ class ShardTable:
         self._starts = np.concatenate([[0], np.cumsum([shard.n for shard in shards], dtype=np.int64)])
         self.n = int(self._starts[-1])
 
+    @property
+    def resident_bytes(self) -> int:
+        """See Table."""
+        return sum(shard.resident_bytes for shard in self._shards)
+
     def spans(self, rows: int) -> Spans:
         """See Table; no span crosses from one shard to the next."""
         for shard, start in zip(self._shards, self._starts.tolist(), strict=False):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vqdistill.data.containers import Container
 from vqdistill.data.files import open_path, read_pieces, resolve
 from vqdistill.data.ids import IdColumn, IntIds, Piece, StrIds, build_ids, read_lines
-from vqdistill.data.tables import DOCUMENT_KEYS, ArrayTable, IntRows, Table, TensorTable
+from vqdistill.data.tables import DOCUMENT_KEYS, ELEMENT_BYTES, ArrayTable, IntRows, Table, TensorTable
 from vqdistill.errors import InvalidInput
 from vqdistill.types import Block, F32Rows, Facts, Metric, as_f32_rows
 
@@ -46,13 +46,16 @@ class EmbeddingSource(Protocol):
     def facts(self) -> Facts:
         """What planning needs; reads no rows."""
 
-    def blocks(self, rows: int | None = None) -> Iterator[Block]:
-        """Yield all rows in order, at most `rows` at a time (None = about 32 MiB as float32).
+    def blocks(self, rows: int | None = None, start: int = 0) -> Iterator[Block]:
+        """Yield all rows in order, at most `rows` at a time (None = about 32 MiB as float32), from row `start` on.
+
+        Blocks have the same borders whatever `start`, which is one of them.
 
         Raises
         ------
         InvalidInput
-            If a row holds NaN or infinity, or is zero under cosine; the message names its number.
+            If a row holds NaN or infinity, or is zero under cosine, the message names its number; or no block begins at
+            `start`.
         """
 
     def take(self, rows: IntRows) -> F32Rows:
@@ -63,6 +66,10 @@ class EmbeddingSource(Protocol):
         InvalidInput
             If a number is outside 0..n, or for a row as in `blocks`.
         """
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes that an open source holds in memory: ids, and what it keeps of the rows."""
 
     def fingerprint(self) -> str:
         """Hex digest of the content: equal data give equal digests wherever and whenever they are stored."""
@@ -104,12 +111,15 @@ class TableSource:
         """See EmbeddingSource."""
         return Facts(n=self.n, dim=self.dim, dtype=self.dtype, metric=self.metric)
 
-    def blocks(self, rows: int | None = None) -> Iterator[Block]:
+    def blocks(self, rows: int | None = None, start: int = 0) -> Iterator[Block]:
         """See EmbeddingSource."""
         if rows is not None and rows < 1:
             raise InvalidInput(f"rows of a block must be at least 1, got {rows}")
-        for start, stop in self._table.spans(rows or max(1, _BLOCK_BYTES // (4 * self.dim))):
-            yield Block(start, self._prepare(self._table.read(start, stop), range(start, stop)))
+        for first, stop in self._table.spans(rows or max(1, _BLOCK_BYTES // (4 * self.dim))):
+            if first < start < stop:
+                raise InvalidInput(f"blocks must start where one begins, at row {first} or {stop}, got {start}")
+            if first >= start:
+                yield Block(first, self._prepare(self._table.read(first, stop), range(first, stop)))
 
     def take(self, rows: IntRows) -> F32Rows:
         """See EmbeddingSource."""
@@ -129,6 +139,11 @@ class TableSource:
             raise InvalidInput(f"{self.name} has rows 0..{self.n - 1}, got row number {wanted[outside][0]}")
         return wanted.astype(np.int64)
 
+    @property
+    def resident_bytes(self) -> int:
+        """See EmbeddingSource."""
+        return self._table.resident_bytes + (self._ids.resident_bytes if self._ids else 0)
+
     def fingerprint(self) -> str:
         """See EmbeddingSource.
 
@@ -140,7 +155,7 @@ class TableSource:
         digest = hashlib.blake2b(f"{self.n} {self.dim} {self.dtype} {self.metric.value}".encode(), digest_size=16)
         span = max(1, _HASH_SPAN_BYTES // (4 * self.dim))
         if span * _HASH_SPANS >= self.n:
-            spans: Any = self._table.spans(_HASH_SPANS * span)
+            spans: Any = self._table.spans(span)
         else:
             spans = ((int(a), int(a) + span) for a in np.linspace(0, self.n - span, _HASH_SPANS).astype(np.int64))
         for start, stop in spans:
@@ -191,6 +206,11 @@ class TableSource:
             # In float64 and back, buffered: the factor of a tiny vector overflows float32.
             np.multiply(rows, (1 / np.sqrt(squares))[:, None], out=rows, casting="same_kind")
         return rows
+
+
+def row_bytes(src: EmbeddingSource) -> int:
+    """Return the bytes of a row as it is stored, uncompressed."""
+    return src.dim * ELEMENT_BYTES[src.dtype]
 
 
 def open_source(x: Any, *, metric: str | Metric | None = None, ids: Any = None) -> TableSource:

@@ -38,6 +38,10 @@ class Table(Protocol):
     dtype: str
     """Stored element type, one of ELEMENT_TYPES."""
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held in memory, at most, beyond those of one read."""
+
     def spans(self, rows: int) -> Spans:
         """Cut 0..n into (start, stop) of at most `rows` rows, along the borders that are cheap to read."""
 
@@ -137,6 +141,11 @@ class ArrayTable:
         self._array = array
         self._mapping = mapping
 
+    @property
+    def resident_bytes(self) -> int:
+        """See Table."""
+        return self._array.nbytes if self._mapping is None else 0
+
     def spans(self, rows: int) -> Spans:
         """See Table."""
         return row_spans(self.n, rows)
@@ -168,6 +177,11 @@ class TensorTable:
         check_table(name, tuple(tensor.shape), self.dtype)
         self.n, self.dim = map(int, tensor.shape)
         self._tensor = tensor.detach()
+
+    @property
+    def resident_bytes(self) -> int:
+        """See Table."""
+        return int(self._tensor.numel() * self._tensor.element_size())
 
     def spans(self, rows: int) -> Spans:
         """See Table."""
@@ -205,6 +219,12 @@ class BlockTable:
 
     def _raw(self, start: int, stop: int) -> npt.NDArray[Any]:
         raise NotImplementedError
+
+    @property
+    def resident_bytes(self) -> int:
+        """See Table."""
+        stored = self.dim * ELEMENT_BYTES[self.dtype]
+        return min(_CACHE_BYTES, self.n * stored) + 2 * self.granule * stored
 
     def spans(self, rows: int) -> Spans:
         """See Table."""

@@ -64,15 +64,22 @@ class ExactTeacher:
     src : documents; its metric is the score
     threads : how many to use; the result does not depend on it
     progress : called with the number of documents of each finished block
+    block_rows : documents in memory at a time; None = about 32 MiB of them
     """
 
     kind: Literal["exact"] = "exact"
 
-    def __init__(self, src: EmbeddingSource, threads: int = 1, progress: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        src: EmbeddingSource,
+        threads: int = 1,
+        progress: Callable[[int], None] | None = None,
+        block_rows: int | None = None,
+    ) -> None:
         if threads < 1:
             raise InvalidInput(f"threads must be at least 1, got {threads}")
         self.src = src
-        self._threads, self._progress = threads, progress
+        self._threads, self._progress, self._block_rows = threads, progress, block_rows
 
     def relevance(self, queries: Any, depth: int, exclude_self: npt.NDArray[Any] | None = None) -> Relevance:
         """See Teacher. Scores are <q, x> for ip and cosine (on unit rows) and -|q - x|^2 for l2.
@@ -96,7 +103,7 @@ class ExactTeacher:
         l2 = self.src.metric is Metric.L2
         return exact_top(
             prepared,
-            self.src.blocks(),
+            self.src.blocks(self._block_rows),
             self.src.n,
             depth,
             l2=l2,
@@ -268,7 +275,9 @@ def query_rows(queries: Any, src: EmbeddingSource) -> F32Rows:
     return np.concatenate([block.rows for block in open_queries(queries, src).blocks()])
 
 
-def pseudo_queries(src: EmbeddingSource, count: int, seed: int, threads: int = 1) -> tuple[F32Rows, IntRows]:
+def pseudo_queries(
+    src: EmbeddingSource, count: int, seed: int, threads: int = 1, pool_bytes: int = _POOL_BYTES
+) -> tuple[F32Rows, IntRows]:
     """Make queries out of the corpus, for when there are none.
 
     Parameters
@@ -277,6 +286,7 @@ def pseudo_queries(src: EmbeddingSource, count: int, seed: int, threads: int = 1
     count : queries wanted
     seed : of every random choice
     threads : for the search of neighbours; the result does not depend on it
+    pool_bytes : of the documents that neighbours are looked for among
 
     Returns
     -------
@@ -286,7 +296,7 @@ def pseudo_queries(src: EmbeddingSource, count: int, seed: int, threads: int = 1
     Notes
     -----
     A query is w x + (1 - w) y + noise: x a random document (none twice unless count > n), y one of its 10 nearest among
-    at most 64 MiB of random documents, w uniform in 0.5..1. Under ip and cosine, nearness is that of directions, y is
+    a pool of random documents, w uniform in 0.5..1. Under ip and cosine, nearness is that of directions, y is
     scaled to the norm of x, noise has 0.1 of this norm, and the query is scaled to it. Under l2 nothing is scaled, and
     noise has 0.1 of the length of x - y, so that the origin does not matter. Real queries differ from documents in ways
     that these do not.
@@ -296,7 +306,7 @@ def pseudo_queries(src: EmbeddingSource, count: int, seed: int, threads: int = 1
     rng = np.random.default_rng(seed)
     source_rows = rng.choice(src.n, count, replace=count > src.n).astype(np.int64)
     x = src.take(source_rows)
-    y = _neighbours(src, x, source_rows, rng, threads)
+    y = _neighbours(src, x, source_rows, rng, threads, pool_bytes)
     w = rng.uniform(0.5, 1, (count, 1)).astype(np.float32)
     noise = rng.standard_normal(x.shape, dtype=np.float32) * np.float32(_NOISE / np.sqrt(src.dim))
     if src.metric is Metric.L2:
@@ -306,10 +316,10 @@ def pseudo_queries(src: EmbeddingSource, count: int, seed: int, threads: int = 1
 
 
 def _neighbours(
-    src: EmbeddingSource, x: F32Rows, source_rows: IntRows, rng: np.random.Generator, threads: int
+    src: EmbeddingSource, x: F32Rows, source_rows: IntRows, rng: np.random.Generator, threads: int, pool_bytes: int
 ) -> F32Rows:
     """For each x one of its nearest documents in a random pool; x itself where there is none."""
-    pool = _random_rows(rng, src.n, max(1, _POOL_BYTES // (4 * src.dim)))
+    pool = _random_rows(rng, src.n, max(1, pool_bytes // (4 * src.dim)))
     candidates = src.take(pool)
     place = np.minimum(np.searchsorted(pool, source_rows), len(pool) - 1)
     exclude = np.where(pool[place] == source_rows, place, -1)

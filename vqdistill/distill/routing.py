@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -148,6 +148,7 @@ def learn_router(
     judge: HeldOut,
     config: DistillConfig,
     rng: np.random.Generator,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> LearnedRouter:
     """Train a router until the held-out queries stop gaining, and keep the best, the start included.
 
@@ -156,6 +157,7 @@ def learn_router(
     start : (nlist, d) centroids
     train : teacher's documents of the training queries, each at least one
     row_lists : (n,) list of each row of the judge's corpus
+    advance : called with the steps between two looks at the held-out queries
     """
     metric = judge.corpus.metric
     temperature = temperature_of(start, metric, train.queries)
@@ -163,6 +165,7 @@ def learn_router(
     best, misses = LearnedRouter(start, temperature, before, before), 0
     targets = RouteTargets.from_teacher(train, row_lists)
     for router in train_router(start, targets, metric, temperature, config, rng):
+        advance(config.router_eval_every)
         value = judge.route_recalls(router, row_lists)
         gained = value.mean() > best.after.mean()
         misses = 0 if gained else misses + 1

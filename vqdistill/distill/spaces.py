@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +24,9 @@ _ROWS = 8_192
 """Rows that each candidate is tried on."""
 
 
-def choose_space(judge: HeldOut, queries: F32Rows, m: int, seed: int) -> tuple[Space | None, dict[str, float]]:
+def choose_space(
+    judge: HeldOut, queries: F32Rows, m: int, seed: int, advance: Callable[[int], None] = lambda _: None
+) -> tuple[Space | None, dict[str, float]]:
     """Code a sample of the rows in several spaces, and take the one in which held-out queries err least.
 
     Parameters
@@ -30,6 +34,7 @@ def choose_space(judge: HeldOut, queries: F32Rows, m: int, seed: int) -> tuple[S
     judge : held-out queries, over rows in their own coordinates
     queries : (q, d) training queries
     m : codebooks
+    advance : called with 1 after each space
 
     Returns
     -------
@@ -40,7 +45,10 @@ def choose_space(judge: HeldOut, queries: F32Rows, m: int, seed: int) -> tuple[S
     spaces |= {f"sphering {share}": sphering(queries, share) for share in SHARES}
     spaces["isotropy"] = isotropy(judge.corpus.x)
     rows = _sample(judge, np.random.default_rng([seed, 6]))
-    errors = {name: _score_error(judge, rows, space, min(m, _MOST_CODEBOOKS), seed) for name, space in spaces.items()}
+    errors = {}
+    for name, space in spaces.items():
+        errors[name] = _score_error(judge, rows, space, min(m, _MOST_CODEBOOKS), seed)
+        advance(1)
     best = min(errors, key=lambda name: errors[name])
     return spaces[best], errors
 

@@ -23,10 +23,12 @@ _RANK_SCALE = 10
 
 @dataclass(frozen=True)
 class QueryTerms:
-    """Rows of document -> queries, best rank first."""
+    """Rows of document -> queries, best rank first, of the documents that queries rank."""
 
+    docs: npt.NDArray[np.int64]
+    """(r,) numbers of these documents, rising"""
     offsets: npt.NDArray[np.int64]
-    """(n + 1,)"""
+    """(r + 1,)"""
     lists: npt.NDArray[np.int32]
     """(nnz,) query numbers"""
     weights: F32Rows
@@ -35,14 +37,13 @@ class QueryTerms:
     """(q, d) unit directions, seen from the mean of the queries"""
 
     @classmethod
-    def from_relevance(cls, queries: F32Rows, relevance: Relevance, n: int) -> QueryTerms:
+    def from_relevance(cls, queries: F32Rows, relevance: Relevance) -> QueryTerms:
         """Turn the teacher's lists around.
 
         Parameters
         ----------
         queries : (q, d) float32
-        relevance : their documents, numbers below n
-        n : documents
+        relevance : their documents
         """
         best = relevance.top(DEPTH)
         rank = np.arange(best.nnz) - np.repeat(best.offsets[:-1], best.counts)
@@ -51,18 +52,21 @@ class QueryTerms:
         place = np.arange(best.nnz) - np.searchsorted(docs, docs)
         kept = order[place < PER_ROW]
         weights = queries.shape[1] * QUERY_WEIGHT / (1 + rank[kept] / _RANK_SCALE)
-        offsets = np.searchsorted(best.docs[kept], np.arange(n + 1)).astype(np.int64)
+        ranked, starts = np.unique(best.docs[kept], return_index=True)
+        offsets = np.append(starts, len(kept))
         seen = (
             directions(queries - queries.mean(axis=0)) if len(queries) else np.zeros((1, queries.shape[1]), np.float32)
         )
-        return cls(offsets, best.query_of_entries()[kept].astype(np.int32), weights.astype(np.float32), seen)
+        return cls(ranked, offsets, best.query_of_entries()[kept].astype(np.int32), weights.astype(np.float32), seen)
 
     def take(self, rows: npt.NDArray[np.int64]) -> RowTerms:
         """Terms of the given documents, padded to the same number for each."""
-        counts = np.diff(self.offsets)[rows]
+        found = np.searchsorted(self.docs, rows)
+        known = np.append(self.docs, -1)[found] == rows
+        counts = np.where(known, np.append(np.diff(self.offsets), 0)[found], 0)
         place = np.arange(int(counts.max(initial=0)))
         real = place < counts[:, None]
-        at = (self.offsets[rows, None] + place)[real]
+        at = (self.offsets[found, None] + place)[real]
         lists, weights = np.full(real.shape, -1, np.int32), np.zeros(real.shape, np.float32)
         lists[real], weights[real] = self.lists[at], self.weights[at]
         return RowTerms(lists, weights, self.queries)

@@ -23,7 +23,7 @@ from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renu
 from vqdistill.distill.losses import COMPARING, LOSSES
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
 from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Miner, Sampler, Search, TeacherLists
-from vqdistill.distill.spaces import choose_space
+from vqdistill.distill.spaces import SHARES, choose_space
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
@@ -34,6 +34,8 @@ from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.space import Space
 from vqdistill.progress import Progress
 from vqdistill.types import F64, Codes, F32Rows, Metric, as_f32_rows
+
+_ROWS_READ = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +164,7 @@ class Distiller:
         judge = HeldOut(corpus, lists[1], self.threads)
         terms = None
         if self.config.enabled and judge.usable:
-            terms = QueryTerms.from_relevance(moved[train], relevance.select(train), src.n)
+            terms = QueryTerms.from_relevance(moved[train], relevance.select(train))
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
         lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
         model, codes = self._start(lesson)
@@ -207,9 +209,11 @@ class Distiller:
         return model
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
-        with self.progress.stage("read training rows", len(rows)) as stage:
-            x = src.take(rows)
-            stage.advance(len(rows))
+        x = np.empty((len(rows), src.dim), np.float32)
+        with self.progress.stage("read training rows", len(rows), unit_bytes=4 * src.dim) as stage:
+            for at in range(0, len(rows), _ROWS_READ):
+                x[at : at + _ROWS_READ] = src.take(rows[at : at + _ROWS_READ])
+                stage.advance(len(rows[at : at + _ROWS_READ]))
         return Corpus(x, src.metric)
 
     def _lists(self, queries: F32Rows, relevance: Relevance, part: npt.NDArray[np.int64]) -> TeacherLists:
@@ -228,8 +232,8 @@ class Distiller:
         if not stage_runs or self.model.codes != "additive":
             return None
         judge = HeldOut(corpus, self._lists(queries, relevance, held), self.threads)
-        with self.progress.stage("coordinates of the codes"):
-            space, errors = choose_space(judge, queries[train], self.model.m, self.model.seed)
+        with self.progress.stage("coordinates of the codes", len(SHARES) + 2, "spaces") as stage:
+            space, errors = choose_space(judge, queries[train], self.model.m, self.model.seed, stage.advance)
         self.report["space"] = errors
         return space
 
@@ -256,7 +260,14 @@ class Distiller:
         for residual in self._bases(corpus.metric, judge.usable):
             name = f"{self.model.codes}, {'residual' if residual else 'plain'}"
             with self.progress.stage(f"codebooks ({name})", len(corpus.x)) as stage:
-                model = train(corpus.x, lesson.coarse, self.model, corpus.metric, residual=residual)
+                model = train(
+                    corpus.x,
+                    lesson.coarse,
+                    self.model,
+                    corpus.metric,
+                    residual=residual,
+                    most_rows=self.config.codebook_rows,
+                )
                 codes = lesson.encode(model)
                 tried[name] = float(judge.code_recalls(model, codes).mean()) if judge.usable else None
                 stage.advance(len(corpus.x))
@@ -328,7 +339,7 @@ class Distiller:
         """Fit codes and codewords to the errors that each row's own queries see."""
         own = terms.take(rows)
         with self.progress.stage("additive codes for the queries", len(rows)) as stage:
-            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed)
+            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed, self.config.codebook_rows)
             served = lesson.encode(model, own)
             before, after = lesson.judge.code_recalls(start, codes), lesson.judge.code_recalls(model, served)
             stage.advance(len(rows))
@@ -350,8 +361,10 @@ class Distiller:
 
     def _route(self, model: IvfPqModel, lesson: _Lesson, rng: np.random.Generator) -> IvfPqModel:
         """Teach the router where the documents of queries are."""
-        with self.progress.stage("distil router"):
-            learned = learn_router(model.router, lesson.train, lesson.coarse.lists, lesson.judge, self.config, rng)
+        with self.progress.stage("distil router", self.config.router_steps, "steps") as stage:
+            learned = learn_router(
+                model.router, lesson.train, lesson.coarse.lists, lesson.judge, self.config, rng, stage.advance
+            )
             ladder = calibrate_lift(learned.router, learned.temperature, lesson.coarse.lists, lesson.judge)
         self._note("router", learned.before, learned.after)
         self.report["routing"] = {"temperature": learned.temperature, "ladder": ladder}
@@ -439,6 +452,6 @@ def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Gener
     by_rank = relevance.docs[np.argsort(rank, kind="stable")]
     _, first = np.unique(by_rank, return_index=True)
     ranked = by_rank[np.sort(first)[: limit // 2]]
-    others = rng.permutation(n)[:limit]
+    others = rng.choice(n, limit, replace=False)  # of many rows, without a number for each
     others = others[~np.isin(others, ranked)][: limit - len(ranked)]
     return np.sort(np.concatenate([ranked, others])).astype(np.int64)

@@ -53,6 +53,7 @@ def certify(
     *,
     threads: int = 1,
     seed: int = 0,
+    io: str = "auto",
 ) -> tuple[Certificate, list[dict[str, float]]]:
     """Choose a ladder of searches on some queries, and measure each once on others.
 
@@ -62,13 +63,14 @@ def certify(
     tuning : queries that choose the settings
     reserved : queries that neither training nor tuning has seen
     k : true neighbours that count
+    io : how rows are read, see `Searcher`; it changes the timings alone
 
     Returns
     -------
     certificate : the same for the same index, queries and seed
     timings : for each rung `target`, `p50_ms` and `p99_ms` of single queries; of this machine and moment
     """
-    searcher = Searcher(reader)
+    searcher = Searcher(reader, io)
     rungs, timings = [], []
     for target, chosen in tune(searcher, tuning, k, threads=threads, seed=seed):
         trial = attempt(searcher, reserved, chosen.setting, k, threads, seed)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -116,7 +116,12 @@ def as_bytes(array: npt.NDArray[Any]) -> memoryview:
 
 
 def write_segment(
-    ops: FileOps, directory: Path, segment: Segment, index_id: bytes, chunks: Iterable[npt.NDArray[Any]]
+    ops: FileOps,
+    directory: Path,
+    segment: Segment,
+    index_id: bytes,
+    chunks: Iterable[npt.NDArray[Any]],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Segment:
     """Write and sync the file of a segment.
 
@@ -124,6 +129,7 @@ def write_segment(
     ----------
     segment : what is written; its checksums are ignored
     chunks : arrays whose bytes, one after the other, are the payload
+    advance : called with the bytes of each
 
     Returns
     -------
@@ -138,6 +144,7 @@ def write_segment(
             sums.update(data)
             ops.write(fd, data)
             written += data.nbytes
+            advance(data.nbytes)
         assert written == segment.bytes, f"{segment.file}: {written} bytes for a shape of {segment.bytes}"
         ops.write(fd, bytes(-written % PAGE))
         ops.sync(fd)

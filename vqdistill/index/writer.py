@@ -19,9 +19,11 @@ from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.certificate import Certificate
+from vqdistill.index.encodings import encode_dense, encode_int_ids, encode_text_id
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
+from vqdistill.index.runs import Chunks, EncodedRows, RunLog, Runs
 from vqdistill.index.spec import (
     ADAPTERS,
     DENSE,
@@ -34,23 +36,19 @@ from vqdistill.index.spec import (
     Manifest,
     Segment,
 )
-from vqdistill.index.spool import Spool, encode_dense, encode_int_ids, encode_text_id
 from vqdistill.kernels import pack_codes
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows, require_finite
 
-_CHUNK_BYTES = 4 << 20
-"""Bytes gathered at a time when rows are put into list order."""
-_CHUNK_ROWS = 2048 * BLOCK_ROWS
-"""Rows packed, and string ids gathered, at a time."""
+MEMORY_BYTES = 64 << 20
+"""Encoded rows gathered before they are written, and put into list order, at a time."""
 _ADAPTER_TABLES = ("_down", "_up")
 _TABLE_ARRAYS = ("router", "codewords", "coarse", *_ADAPTER_TABLES)
 """Ends of the names of what is stored as the writer's `tables` says."""
 _MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
 _ADAPTER_PARTS = ("down", "bias", "up")
 
-Chunks = Iterator[npt.NDArray[Any]]
 Certify = Callable[[IndexReader], tuple[SearchPolicy, Certificate]]
 """Measures the finished files of an index before they are published: its defaults, and what searches find."""
 
@@ -60,9 +58,9 @@ class IndexWriter:
 
     Everything is made in a directory `<path>.tmp-<12 hex digits>` beside `path`, which `publish` renames to `path` when
     all is on stable storage. Any failure removes it, KeyboardInterrupt included; only a killed process leaves it, and
-    then it may be deleted and is in nobody's way. Memory: 12 bytes a row and the m bytes of its codes, 8 more for its
-    external id (int64, or a digest of the string). Dense rows and string ids wait in the temporary directory, which for
-    a moment holds them twice. The same input gives the same bytes.
+    then it may be deleted and is in nobody's way. With a `log` the directory is `index` in that of the log, and runs
+    stay there whatever happens. Memory does not grow with the rows, see `Runs`; the disk for a moment holds them twice.
+    The same input gives the same bytes.
 
     Parameters
     ----------
@@ -73,6 +71,8 @@ class IndexWriter:
         codewords are kept. Adapters are float16 beside i8.
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
+    memory_bytes : encoded rows in memory at a time, about a third of what the writer takes
+    log : keeps runs of rows, those of an earlier writer included; `n` says how many rows these have
     ops : file operations; replaced in tests
 
     Raises
@@ -92,6 +92,8 @@ class IndexWriter:
         ids: str,
         index_id: bytes,
         tables: str = "f32",
+        memory_bytes: int = MEMORY_BYTES,
+        log: RunLog | None = None,
         ops: FileOps | None = None,
     ) -> None:
         self._path = Path(path)
@@ -105,18 +107,29 @@ class IndexWriter:
         _require_model(model, tables)
         self._require_free_path()
         self._ops = FileOps() if ops is None else ops
-        self._lists: list[npt.NDArray[np.int32]] = []
-        self._keys: list[npt.NDArray[np.int64]] = []
-        self._id_lengths: list[npt.NDArray[np.int64]] = []
-        self._n = 0
         self._open = True
+        self._keeps_runs = log is not None
         self._temporary = self._path.with_name(f"{self._path.name}.{temporary_suffix()}")
-        self._spools: dict[str, Spool] = {}
+        if log is not None:
+            self._temporary = log.directory / "index"
         with self._all_or_nothing():
+            if log is not None and os.path.lexists(self._temporary):  # half an index of a killed process
+                self._ops.remove_tree(self._temporary)
             self._ops.make_dir(self._temporary)
-            wanted = {"codes": True, "dense": dense != "none", "ids": ids == "str"}
-            for name in (name for name, used in wanted.items() if used):
-                self._spools[name] = Spool(self._ops, self._temporary / f"{name}.spool")
+            self._runs = Runs(
+                self._ops,
+                self._temporary if log is None else log.directory,
+                self._widths(),
+                texts=ids == "str",
+                nlist=model.nlist,
+                memory_bytes=memory_bytes,
+                log=log,
+            )
+
+    @property
+    def n(self) -> int:
+        """Rows taken so far, those of an earlier writer with the same log included."""
+        return self._runs.n
 
     def add(self, ids: Sequence[Any] | npt.NDArray[Any] | None, codes: Codes, x: F32Rows) -> None:
         """Append rows, in the order of the source.
@@ -136,12 +149,15 @@ class IndexWriter:
         """
         with self._all_or_nothing():
             self._require_rows(codes, x)
-            self._add_ids(ids, len(x))
-            self._lists.append(codes.lists.copy())
-            self._spools["codes"].write(codes.codes)
-            if self._dense != "none":
-                self._spools["dense"].write(encode_dense(x, self._dense, self._n))
-            self._n += len(x)
+            keys, texts = self._encoded_ids(ids, len(x))
+            dense = None if self._dense == "none" else encode_dense(x, self._dense, self.n)
+            rows = None if dense is None else dense.view(np.uint8).reshape(len(x), -1)
+            self._runs.add(EncodedRows(codes.lists.copy(), codes.codes, rows, keys, texts))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Payload of all segments, were the index published now."""
+        return sum(segment.bytes for segment in self._layout().segments().values())
 
     def publish(
         self,
@@ -149,6 +165,7 @@ class IndexWriter:
         search: SearchPolicy,
         report: Mapping[str, Any],
         certify: Certify | None = None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> Manifest:
         """Write the segments in list order, sync everything and let the index appear at its path.
 
@@ -160,6 +177,7 @@ class IndexWriter:
         search : defaults, with `nprobe` in 1..nlist, and `refine` 0 if there are no dense rows
         certify : called with a reader of the finished files; the manifest stores what it returns. If it raises, nothing
             is published
+        advance : called with the bytes of each part written
 
         Raises
         ------
@@ -169,16 +187,17 @@ class IndexWriter:
             If the disk refuses; nothing is left behind.
         """
         with self._all_or_nothing():
-            if self._n == 0:
+            self._runs.flush()
+            if self.n == 0:
                 raise InvalidInput("an index must have at least one row, got none")
             self._refuse_repeated_ids()
             segments = self._layout().segments()
             # Once before the long work too, so that an unusable argument costs nothing.
             blank = {kind: replace(segment, crc32=(0,) * segment.checksums) for kind, segment in segments.items()}
             self._manifest(plan, search, report, blank)
-            segments = self._write_segments(segments)
-            for spool in self._spools.values():
-                spool.remove()
+            segments = self._write_segments(segments, advance)
+            if not self._keeps_runs:
+                self._runs.remove()
             manifest = self._manifest(plan, search, report, segments)
             if certify is not None:
                 with IndexReader.open_files(self._temporary, manifest) as reader:
@@ -196,9 +215,6 @@ class IndexWriter:
         if not self._open:
             return
         self._open = False
-        for spool in self._spools.values():
-            with contextlib.suppress(OSError):
-                spool.close()
         self._ops.remove_tree(self._temporary)
 
     def __enter__(self) -> IndexWriter:
@@ -236,51 +252,48 @@ class IndexWriter:
         _require_array("x", x, (len(x), d), np.float32)
         _require_array("lists", codes.lists, (len(x),), np.int32)
         _require_array("codes", codes.codes, (len(x), m), np.uint8)
-        require_finite(x, "vectors", self._n)
+        require_finite(x, "vectors", self.n)
         if len(x) and not (codes.lists.min() >= 0 and codes.lists.max() < self._model.nlist):
             span = f"{codes.lists.min()}..{codes.lists.max()}"
             raise InvalidInput(f"lists must be in [0, {self._model.nlist}), got {span}")
         if len(x) and codes.codes.max() >= KSUB:
             raise InvalidInput(f"codes must be in [0, {KSUB}), got {codes.codes.max()}")
 
-    def _add_ids(self, ids: Sequence[Any] | npt.NDArray[Any] | None, count: int) -> None:
+    def _widths(self) -> dict[str, int]:
+        layout = _layout_of(self._model, n=1, dense=self._dense, ids=self._ids, tables=self._tables).segments()
+        widths = {"codes": self._model.m}
+        if self._dense != "none":
+            widths["dense"] = layout["dense"].row_bytes
+        return widths if self._ids == "rows" else widths | {"keys": 8}
+
+    def _encoded_ids(
+        self, ids: Sequence[Any] | npt.NDArray[Any] | None, count: int
+    ) -> tuple[npt.NDArray[np.int64] | None, list[bytes] | None]:
+        """Ids as integers, or as digests and texts."""
         if (ids is None) != (self._ids == "rows"):
             raise InvalidInput(f"ids must be {'None' if self._ids == 'rows' else self._ids}, got {type(ids).__name__}")
         if ids is None:
-            return
+            return None, None
         if len(ids) != count:
             raise InvalidInput(f"ids must be one for each of {count} rows, got {len(ids)}")
         if self._ids == "int64":
-            self._keys.append(encode_int_ids(ids))
-            return
-        texts = [encode_text_id(text, self._n + row) for row, text in enumerate(ids)]
+            return encode_int_ids(ids), None
+        texts = [encode_text_id(text, self.n + row) for row, text in enumerate(ids)]
         digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-        self._keys.append(np.frombuffer(digests, dtype="<i8"))
-        self._id_lengths.append(np.array([len(text) for text in texts], dtype=np.int64))
-        self._spools["ids"].write(np.frombuffer(b"".join(texts), dtype=np.uint8))
+        return np.frombuffer(digests, dtype="<i8"), texts
 
     def _refuse_repeated_ids(self) -> None:
         if self._ids == "rows":
             return
-        keys = np.concatenate(self._keys)
-        order = np.argsort(keys, kind="stable")
-        for at in np.flatnonzero(keys[order[1:]] == keys[order[:-1]]).tolist():
-            first, second = int(order[at]), int(order[at + 1])
-            a, b = self._id(first, keys), self._id(second, keys)
+        of = self._runs.key_of if self._ids == "int64" else self._runs.text_of
+        for first, second in self._runs.suspects():
             # Equal digests of different strings are possible, if only just.
-            if a == b:
+            if (a := of(first)) == of(second):
                 raise InvalidInput(f"ids must be unique, got {a!r} for rows {first} and {second}")
 
-    def _id(self, row: int, keys: npt.NDArray[np.int64]) -> int | str:
-        if self._ids == "int64":
-            return int(keys[row])
-        lengths = np.concatenate(self._id_lengths)
-        return self._spools["ids"].read(int(lengths[row]), int(lengths[:row].sum())).decode("utf-8")
-
     def _layout(self) -> Layout:
-        id_bytes = self._spools["ids"].bytes if self._ids == "str" else 0
         return _layout_of(
-            self._model, n=self._n, dense=self._dense, ids=self._ids, tables=self._tables, id_bytes=id_bytes
+            self._model, n=self.n, dense=self._dense, ids=self._ids, tables=self._tables, id_bytes=self._runs.text_bytes
         )
 
     def _manifest(
@@ -325,54 +338,45 @@ class IndexWriter:
         except (TypeError, ValueError, RecursionError, CorruptIndex) as error:
             raise InvalidInput(f"plan, search and report must fit a manifest, got: {error}") from None
 
-    def _write_segments(self, segments: Mapping[str, Segment]) -> dict[str, Segment]:
-        lists = np.concatenate(self._lists)
-        order = np.argsort(lists, kind="stable")
-        offsets = np.zeros(self._model.nlist + 1, dtype=np.int64)
-        np.cumsum(np.bincount(lists, minlength=self._model.nlist), out=offsets[1:])
-        whole = {"list_offsets": offsets, "rows": order} | {
+    def _write_segments(self, segments: Mapping[str, Segment], advance: Callable[[int], None]) -> dict[str, Segment]:
+        offsets = np.concatenate([[0], np.cumsum(self._runs.counts)])
+        whole = {"list_offsets": offsets} | {
             name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
-        }
-        chunked = {
-            "codes": self._packed,
-            "dense": self._dense_in,
-            "ids": self._ids_in,
-            "ids_offsets": self._id_offsets,
-            "ids_bytes": self._id_bytes_in,
         }
         written = {}
         for kind, segment in segments.items():
-            chunks = [whole[kind]] if kind in whole else chunked[kind](order)
-            written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks)
+            chunks = [whole[kind]] if kind in whole else self._chunks(kind)
+            written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks, advance)
         return written
 
-    def _packed(self, order: npt.NDArray[np.int64]) -> Chunks:
-        codes = self._spools["codes"].load(self._n, self._model.m)
-        for begin in range(0, self._n, _CHUNK_ROWS):
-            yield pack_codes(codes[order[begin : begin + _CHUNK_ROWS]])
+    def _chunks(self, kind: str) -> Chunks:
+        """Payload of a segment that has something of every row, a little at a time."""
+        if kind == "codes":
+            return self._packed()
+        if kind == "ids_offsets":
+            return self._id_offsets()
+        if kind == "ids_bytes":
+            return (np.frombuffer(text, np.uint8) for _, text in self._runs.merged_texts())
+        return self._runs.merged("keys" if kind == "ids" else kind)
 
-    def _dense_in(self, order: npt.NDArray[np.int64]) -> Chunks:
-        row_bytes = self._layout().segments()["dense"].row_bytes
-        step = max(1, _CHUNK_BYTES // row_bytes)
-        for begin in range(0, self._n, step):
-            yield self._spools["dense"].rows(order[begin : begin + step], row_bytes)
+    def _packed(self) -> Chunks:
+        """Codes as the scan wants them; a block of rows may lie in two chunks."""
+        left = np.empty((0, self._model.m), np.uint8)
+        for chunk in self._runs.merged("codes"):
+            codes = np.concatenate([left, chunk])
+            whole = len(codes) // BLOCK_ROWS * BLOCK_ROWS
+            left = codes[whole:]
+            if whole:
+                yield pack_codes(codes[:whole])
+        if len(left):
+            yield pack_codes(left)
 
-    def _ids_in(self, order: npt.NDArray[np.int64]) -> Chunks:
-        yield np.concatenate(self._keys)[order]
-
-    def _id_offsets(self, order: npt.NDArray[np.int64]) -> Chunks:
-        offsets = np.zeros(self._n + 1, dtype=np.int64)
-        np.cumsum(np.concatenate(self._id_lengths)[order], out=offsets[1:])
-        yield offsets
-
-    def _id_bytes_in(self, order: npt.NDArray[np.int64]) -> Chunks:
-        lengths = np.concatenate(self._id_lengths)
-        starts = np.cumsum(lengths) - lengths
-        for begin in range(0, self._n, _CHUNK_ROWS):
-            rows = order[begin : begin + _CHUNK_ROWS]
-            spans = zip(lengths[rows].tolist(), starts[rows].tolist(), strict=True)
-            texts = b"".join(self._spools["ids"].read(length, start) for length, start in spans)
-            yield np.frombuffer(texts, dtype=np.uint8)
+    def _id_offsets(self) -> Chunks:
+        end = 0
+        yield np.zeros(1, np.int64)
+        for lengths, _ in self._runs.merged_texts():
+            yield end + np.cumsum(lengths)
+            end += int(lengths.sum())
 
 
 def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0) -> Layout:

@@ -54,13 +54,22 @@ def train_query_coarse(x: F32Rows, terms: RowTerms, nlist: int, seed: int) -> Co
 
 
 @one_library_thread()
-def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool) -> IvfPqModel:
+def train_start(
+    x: F32Rows,
+    coarse: Coarse,
+    config: IvfPqConfig,
+    metric: Metric,
+    *,
+    residual: bool,
+    most_rows: int | None = None,
+) -> IvfPqModel:
     """Train rotation and codewords to reconstruct the rows, or their residuals.
 
     Parameters
     ----------
     x : (n, d) float32 training rows, prepared
     coarse : their lists
+    most_rows : rows that are looked at; None = as many as help
 
     Returns
     -------
@@ -72,10 +81,10 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
     Ge, He, Ke, Sun: Optimized product quantization, CVPR 2013, section 3.2 (the non-parametric solution).
     """
     rng = np.random.default_rng([config.seed, 1])
-    rows = np.sort(rng.permutation(len(x))[:_PQ_ROWS])
+    rows = np.sort(rng.permutation(len(x))[: _at_most(_PQ_ROWS, most_rows)])
     mean = _mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
-    rotation, codewords = _train_opq(y[: min(len(y), _OPQ_ROWS)], config.m, rng)
+    rotation, codewords = _train_opq(y[:_OPQ_ROWS], config.m, rng)
     codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
     centroids = coarse.centroids
     return IvfPqModel(
@@ -93,7 +102,13 @@ def train_start(x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric,
 
 @one_library_thread()
 def train_additive_start(
-    x: F32Rows, coarse: Coarse, config: IvfPqConfig, metric: Metric, *, residual: bool
+    x: F32Rows,
+    coarse: Coarse,
+    config: IvfPqConfig,
+    metric: Metric,
+    *,
+    residual: bool,
+    most_rows: int | None = None,
 ) -> IvfPqModel:
     """Train additive codebooks to reconstruct the rows, or their residuals; parameters as for `train_start`.
 
@@ -103,7 +118,7 @@ def train_additive_start(
         Undistilled: `router` equals `coarse`, `codewords` equals `doc_codewords`.
     """
     rng = np.random.default_rng([config.seed, 3])
-    rows = np.sort(rng.permutation(len(x))[:_ADDITIVE_ROWS])
+    rows = np.sort(rng.permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
     mean = _mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     codewords = train_euclidean(y, config.m, rng)
@@ -118,11 +133,18 @@ def train_additive_start(
         doc_codewords=codewords,
         anchors=coarse.anchors,
     )
-    return serve_rows(start, x, coarse, None, config.seed)
+    return serve_rows(start, x, coarse, None, config.seed, most_rows)
 
 
 @one_library_thread()
-def serve_rows(model: IvfPqModel, x: F32Rows, coarse: Coarse, terms: RowTerms | None, seed: int) -> IvfPqModel:
+def serve_rows(
+    model: IvfPqModel,
+    x: F32Rows,
+    coarse: Coarse,
+    terms: RowTerms | None,
+    seed: int,
+    most_rows: int | None = None,
+) -> IvfPqModel:
     """Fit additive codebooks to the errors that matter for each row: along itself, and to the queries that rank it.
 
     Parameters
@@ -131,12 +153,17 @@ def serve_rows(model: IvfPqModel, x: F32Rows, coarse: Coarse, terms: RowTerms | 
     x : (n, d) float32 training rows, prepared
     coarse : their lists
     terms : their queries; None = the row's own direction alone
+    most_rows : rows that are looked at; None = as many as help
     """
-    rows = np.sort(np.random.default_rng([seed, 4]).permutation(len(x))[:_ADDITIVE_ROWS])
+    rows = np.sort(np.random.default_rng([seed, 4]).permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if model.residual else model.mean)
     metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
     codewords = fit_metric(y, metric, model.doc_codewords)
     return replace(model, codewords=codewords, doc_codewords=codewords)
+
+
+def _at_most(rows: int, most: int | None) -> int:
+    return rows if most is None else min(rows, most)
 
 
 def _mean(x: F32Rows) -> F32Rows:

@@ -1,10 +1,8 @@
-"""Rows on their way into an index: how dense rows and ids are encoded, and the files in which they wait."""
+"""How dense rows and external ids are encoded."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,58 +10,9 @@ import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
 from vqdistill.index.byte_rows import to_bytes
-from vqdistill.index.files import FileOps, as_bytes, open_regular, read_bytes, read_rows
 from vqdistill.types import F32Rows
 
 _MAX_ID_BYTES = 65535
-
-
-class Spool:
-    """A file of the temporary directory that is written in input order and read in list order."""
-
-    def __init__(self, ops: FileOps, path: Path) -> None:
-        self._ops, self._path = ops, path
-        self.bytes = 0
-        self._fd: int | None = ops.create(path)
-        self._read_fd: int | None = None
-
-    def write(self, array: npt.NDArray[Any]) -> None:
-        """Append the bytes of an array."""
-        assert self._fd is not None
-        data = as_bytes(array)
-        self._ops.write(self._fd, data)
-        self.bytes += data.nbytes
-
-    def load(self, n: int, width: int) -> npt.NDArray[np.uint8]:
-        """Return all of it as (n, width) uint8."""
-        return np.frombuffer(self.read(n * width, 0), dtype=np.uint8).reshape(n, width)
-
-    def rows(self, rows: npt.NDArray[np.int64], row_bytes: int) -> npt.NDArray[np.uint8]:
-        """Return the rows (b,) as (b, row_bytes) uint8."""
-        return read_rows(self._reader(), rows, row_bytes, 0, self._path)
-
-    def read(self, count: int, offset: int) -> bytes:
-        """Return `count` bytes from `offset` on."""
-        return read_bytes(self._reader(), count, offset, self._path)
-
-    def _reader(self) -> int:
-        if self._read_fd is None:
-            self._read_fd = open_regular(self._path)
-        return self._read_fd
-
-    def close(self) -> None:
-        """Close the file; closing twice is fine."""
-        if self._read_fd is not None:
-            os.close(self._read_fd)
-            self._read_fd = None
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            self._ops.close(fd)
-
-    def remove(self) -> None:
-        """Close and remove the file."""
-        self.close()
-        self._ops.unlink(self._path)
 
 
 def encode_dense(x: F32Rows, dense: str, start: int = 0) -> npt.NDArray[Any]:

@@ -1,0 +1,40 @@
+"""What a compile is made with, so that work which another process left is gone on with only if that is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vqdistill.compiler.supervision import learn_queries
+from vqdistill.data.files import resolve
+from vqdistill.data.sources import EmbeddingSource
+
+
+def made_with(
+    src: EmbeddingSource, input: Any, queries: Any, teacher: Any, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return, JSON-ready, what a result depends on, by name.
+
+    Parameters
+    ----------
+    src : rows, whose content is fingerprinted, a sample if they are many; files also count by size and time
+    input, queries, teacher : as for `compile`; a function as teacher cannot be told from another one
+    options : all others that the bytes depend on
+    """
+    asked = learn_queries(src, queries)
+    judge = "function" if callable(teacher) else str(teacher)
+    return dict(options) | {
+        "input": [src.fingerprint(), _stamps(input)],
+        "queries": None if asked is None else asked.fingerprint(),
+        "teacher": [judge.partition(":")[0], _stamps(judge.partition(":")[2])],
+    }
+
+
+def _stamps(name: Any) -> list[tuple[int, int]]:
+    """Size and time of change, in ns, of each file of a path; none for what is no path."""
+    if not isinstance(name, (str, Path)) or not str(name):
+        return []
+    found = resolve(str(name))[0]
+    files = sorted(found[0].iterdir()) if len(found) == 1 and found[0].is_dir() else found
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]

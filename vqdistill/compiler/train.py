@@ -1,0 +1,130 @@
+"""From a plan to what it trains: a model, what held-out queries say of it, and how it is best searched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vqdistill.compiler.adapted import adapt
+from vqdistill.compiler.passes import settle
+from vqdistill.compiler.plan import CompilePlan
+from vqdistill.compiler.supervision import FEWEST_CERTIFIED, DenseTeacher, Supervision, supervise
+from vqdistill.config import DistillConfig, RecallTarget
+from vqdistill.data.teacher import Judge
+from vqdistill.distill.trainer import Distiller
+from vqdistill.errors import InvalidInput
+from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
+from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.types import F32Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """All that the rows are encoded and an index is published with."""
+
+    plan: CompilePlan
+    """Settled: without room for adapters that were refused."""
+    model: IvfPqModel
+    report: dict[str, Any]
+    """JSON object: what each stage brought."""
+    search: SearchPolicy
+    """Calibrated defaults."""
+    held_out: F32Rows | None = None
+    """(t, d) queries that decided in training, prepared, as they come; None without training"""
+    reserved: F32Rows | None = None
+    """(r, d) queries that nothing has seen, likewise"""
+    pseudo: bool = False
+    """Whether both were made from the corpus."""
+
+
+def train(
+    plan: CompilePlan,
+    config: DistillConfig,
+    queries: Any,
+    teacher: str | Judge,
+    mix: float,
+    dense: DenseTeacher,
+    wanted: RecallTarget | None = None,
+) -> Trained:
+    """Train what `plan` asks for.
+
+    Parameters
+    ----------
+    queries, teacher, mix : as for `compile`
+    dense : searches the rows of the source
+    wanted : recall that is to be proven
+
+    Raises
+    ------
+    InvalidInput
+        If queries, teacher or rows are not usable, or queries are too few to prove what is wanted.
+    """
+    lesson = supervise(dense.src, queries, teacher, dense, proven=wanted is not None)
+    distiller = Distiller(plan.model, config, dense.threads, dense.progress)
+    model, report, held_out = _teach(distiller, lesson, mix, dense)
+    provable = len(lesson.reserved) > 0 and len(held_out) > 0
+    if not provable:
+        if wanted is not None:
+            raise InvalidInput(f"recall {wanted} needs queries to tune on, got too few with documents")
+        report["no_certificate"] = f"too few queries: at least {FEWEST_CERTIFIED} are needed"
+    return Trained(
+        plan=settle(plan, *units(model)),
+        model=model,
+        report=report,
+        search=search_policy(model, plan.dense, distiller.calibrated),
+        held_out=held_out if provable else None,
+        reserved=lesson.reserved if provable else None,
+        pseudo=lesson.pseudo,
+    )
+
+
+def search_policy(model: IvfPqModel, dense: str, calibrated: Mapping[str, Any]) -> SearchPolicy:
+    """Return the defaults of a search: what was calibrated, and for the rest what suits most."""
+    nprobe = max(1, round(UNCALIBRATED_SHARE * model.nlist))
+    return replace(SearchPolicy(nprobe=nprobe, refine=0 if dense == "none" else DEFAULT_REFINE), **calibrated)
+
+
+def units(model: IvfPqModel) -> tuple[int, int]:
+    """Return the units of the adapter of queries and of that of verification; 0 where there is none."""
+    query, verify = model.query_adapter, model.verify_adapter
+    return 0 if query is None else query.units, 0 if verify is None else verify.units
+
+
+def _teach(
+    distiller: Distiller, lesson: Supervision, mix: float, dense_teacher: DenseTeacher
+) -> tuple[IvfPqModel, dict[str, Any], F32Rows]:
+    """Train a model, behind an adapter of the queries if these are judged.
+
+    Returns
+    -------
+    The model, the report of it, and the queries that decided in training, as they come.
+    """
+    adapted = None if lesson.dense else adapt(lesson, dense_teacher, distiller.config, distiller.model, mix)
+    asked = lesson.queries if adapted is None else adapted.asked
+    lesson = lesson if adapted is None else adapted.supervision
+    model = distiller.fit(
+        dense_teacher.src,
+        lesson.queries,
+        lesson.relevance,
+        dense_teacher=lesson.dense,
+        teacher_temperature=lesson.temperature,
+        judgments=None if adapted is None else adapted.judgments,
+    )
+    report = _report(distiller.report, lesson)
+    if adapted is not None:
+        model = replace(model, query_adapter=adapted.adapter)
+        report["stages"] = adapted.stages + report.get("stages", [])
+    return model, report, asked[distiller.held_out]
+
+
+def _report(trained: dict[str, Any], lesson: Supervision) -> dict[str, Any]:
+    report = trained | {
+        "queries": lesson.origin,
+        "pseudo_queries": lesson.pseudo,
+        "reserved_queries": len(lesson.reserved),
+        "teacher": lesson.teacher,
+    }
+    if lesson.pseudo:
+        report["note"] = "trained and judged on pseudo-queries from the corpus: the gain on real queries is unproven"
+    return report
