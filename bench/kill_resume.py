@@ -80,7 +80,8 @@ def measure(dataset: str, options: list[str], kills: int, seed: int) -> dict[str
             if not first["killed"]:  # it was faster than the undisturbed one: no moment of a compile
                 continue
             trial = first | {"left": left(out)}
-            trial["resumed"] = compile(rows, out, given, after=None, resume=True)
+            if trial["left"] or not out.exists():  # else it was killed after its work was done
+                trial["resumed"] = compile(rows, out, given, after=None, resume=True)
             print(f"{len(trials)}: {first}", file=sys.stderr, flush=True)
             trials.append(trial | {"identical": digest(out) == wanted, "left_after": left(out)})
     return {"options": options, "whole": whole, "digest": wanted, "trials": trials}
