@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from measuring import RESULTS, markdown, stored
 
 import vqdistill as vqd
 
-DIMS, QUERIES = 64, 500
-"""First dimensions of the rows, and learn queries: a compile is short, and yet has several runs."""
+ROWS, DIMS, QUERIES = 12_000, 64, 500
+"""First rows, dimensions and learn queries that are used: a compile is short, and yet has several runs."""
 
 
 def make(dataset: str, place: Path) -> tuple[str, str]:
@@ -28,7 +29,7 @@ def make(dataset: str, place: Path) -> tuple[str, str]:
     src = vqd.open_source(dataset)
     learn = src.companion("learn_queries")
     assert learn is not None
-    np.save(place / "rows.npy", np.concatenate([block.rows for block in src.blocks()])[:, :DIMS])
+    np.save(place / "rows.npy", np.concatenate([block.rows for block in src.blocks()])[:ROWS, :DIMS])
     np.save(place / "queries.npy", learn.take(np.arange(min(learn.n, QUERIES)))[:, :DIMS])
     return str(place / "rows.npy"), str(place / "queries.npy")
 
@@ -78,11 +79,13 @@ def measure(dataset: str, options: list[str], kills: int, seed: int) -> dict[str
             out = Path(place) / f"trial-{len(trials)}"
             first = compile(rows, out, given, after=rng.uniform(0, until), resume=False)
             if not first["killed"]:  # it was faster than the undisturbed one: no moment of a compile
+                shutil.rmtree(out)
                 continue
             trial = first | {"left": left(out)}
-            trial["resumed"] = compile(rows, out, given, after=None, resume=True)
-            print(f"{len(trials)}: {first}", file=sys.stderr, flush=True)
+            if trial["left"] or not out.exists():  # else it was killed after its work was done
+                trial["resumed"] = compile(rows, out, given, after=None, resume=True)
             trials.append(trial | {"identical": digest(out) == wanted, "left_after": left(out)})
+            print(len(trials), first["reached"], trials[-1]["identical"], file=sys.stderr, flush=True)
     return {"options": options, "whole": whole, "digest": wanted, "trials": trials}
 
 

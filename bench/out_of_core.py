@@ -6,6 +6,7 @@ For each, the peak resident memory of the compiler, its time per row, and whethe
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ def make(dataset: str, path: Path, n: int) -> None:
     """Write n rows to a .npy file: those of a dataset over and over, each with noise of its own."""
     real = np.concatenate([block.rows for block in vqd.open_source(dataset).blocks()])
     rng, d = np.random.default_rng(0), real.shape[1]
-    out = np.lib.format.open_memmap(path, "w+", np.float32, (n, d))
-    for at in range(0, n, BLOCK_ROWS):
-        rows = np.take(real, np.arange(at, min(n, at + BLOCK_ROWS)), axis=0, mode="wrap")
-        noise = rng.standard_normal(rows.shape, dtype=np.float32)
-        out[at : at + len(rows)] = rows + noise * np.float32(NOISE / np.sqrt(d))
-    out.flush()
+    with path.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "<f4", "fortran_order": False, "shape": (n, d)})
+        for at in range(0, n, BLOCK_ROWS):
+            rows = np.take(real, np.arange(at, min(n, at + BLOCK_ROWS)), axis=0, mode="wrap")
+            noise = rng.standard_normal(rows.shape, dtype=np.float32)
+            (rows + noise * np.float32(NOISE / np.sqrt(d))).tofile(out)
 
 
 def whole(index: Path, n: int) -> dict[str, Any]:
@@ -46,7 +47,10 @@ def whole(index: Path, n: int) -> dict[str, Any]:
 def measure(dataset: str, n: int, place: Path, options: list[str]) -> dict[str, Any]:
     """Make the file, compile it, check the index, remove both."""
     path, queries, index = place / f"rows-{n}.npy", place / "queries.npy", place / f"index-{n}"
-    make(dataset, path, n)
+    # In a process of its own: what this one had in memory would count for the peak of its children.
+    maker = multiprocessing.get_context("spawn").Process(target=make, args=(dataset, path, n))
+    maker.start()
+    maker.join()
     learn = vqd.open_source(dataset).companion("learn_queries")
     assert learn is not None
     np.save(queries, learn.take(np.arange(min(learn.n, QUERIES))))

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,7 +124,7 @@ class WorkDir:
 
     def _recover(self, head: dict[str, Any]) -> None:
         """Take over what the journal vouches for; cut off and remove everything else."""
-        data = os.pread(self._fd, _JOURNAL_MAX_BYTES, 0)
+        data = os.pread(self._fd, min(_JOURNAL_MAX_BYTES, os.fstat(self._fd).st_size), 0)
         entries = _entries(data)
         whole = next(entries, None)
         if whole is None:
@@ -178,7 +178,7 @@ def work_path(out: str | Path) -> Path:
     return Path(f"{out}.work")
 
 
-def _entries(data: bytes) -> Any:
+def _entries(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the sound lines of a journal and where each ends, up to the first that is not."""
     at = 0
     while (end := data.find(b"\n", at)) >= 0:
@@ -214,7 +214,7 @@ def _is_file(path: Path, said: Mapping[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def _disk(path: Path) -> Any:
+def _disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

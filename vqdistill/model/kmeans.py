@@ -27,7 +27,8 @@ def kmeans(x: F32Rows, nlist: int, *, seed: int, iterations: int = 10, rows_per_
     (nlist, d) float32
     """
     rng = np.random.default_rng(seed)
-    rows = x[np.sort(rng.permutation(len(x))[: nlist * rows_per_list])]
+    picked = np.sort(rng.permutation(len(x))[: nlist * rows_per_list])
+    rows = x if len(picked) == len(x) else x[picked]  # a copy of all would double what training holds
     centroids = rows[np.resize(rng.permutation(len(rows)), nlist)].copy()
     for _ in range(iterations):
         lists = nearest(rows, centroids)
