@@ -22,7 +22,7 @@ CANDIDATES = 100
 
 
 def run(*arguments: str) -> dict[str, Any]:
-    """Run one command of the command line; return its JSON with seconds and peak memory of the process."""
+    """Run one command of the command line; return its JSON with seconds, CPU seconds and peak memory of the process."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "vqdistill", *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -35,7 +35,8 @@ def run(*arguments: str) -> dict[str, Any]:
     output = json.loads(text)
     output.pop("index", None)  # a temporary folder
     seconds, peak = time.perf_counter() - start, usage.ru_maxrss * 1024
-    return {"seconds": seconds, "peak_rss_bytes": peak, "output": output}
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu_s": cpu_s, "peak_rss_bytes": peak, "output": output}
 
 
 def every_list(index: str | Path, dataset: str | Path) -> dict[str, Any]:

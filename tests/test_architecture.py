@@ -52,6 +52,7 @@ ABSENT = {
     "compiler.plan": {"data", "distill", "model", "kernels"},
     "compiler.cost": {"data", "distill", "model", "kernels"},
     "compiler.passes": {"data", "distill", "model", "kernels"},
+    "compiler.candidates": {"data", "distill", "model", "kernels"},
     "evaluate.metrics": {"data", "model", "index", "searcher", "compiler", "kernels"},
 }
 """Rooms that lie below but that these must not know, although the floors would allow it."""
@@ -84,7 +85,8 @@ DOORS = {
     "tqdm": {"progress"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
-    | {"compiler.supervision", "compiler.train"},
+    | {"compiler.supervision", "compiler.train", "compiler.forecast", "compiler.prediction", "compiler.sample"}
+    | {"compiler.scaling", "compiler.trials"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
 
@@ -97,6 +99,8 @@ LATE = {
     ("cli", "vqdistill.evaluate.diagnose"),
     ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
+    ("cli", "vqdistill.compiler.decide"),
+    ("compiler.decide", "vqdistill.compiler.chosen"),
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),
 }

@@ -11,16 +11,12 @@ import vqdistill as vqd
 from vqdistill.cli.options import build_options
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
-from vqdistill.compiler.passes import default_codes
 from vqdistill.errors import InvalidInput
 from vqdistill.progress import ConsoleProgress
 
 
 @click.command("compile")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
-@click.option(
-    "--recall", metavar="0.95@10", help="Make the cheapest search that is proven to find so much the default."
-)
 @click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @build_options
@@ -32,7 +28,12 @@ def compile_command(
     if as_json:
         show({"index": out} | report, as_json)
         return
-    del report["plan"], report["certificate"], report["timings"]  # shown before the work began, and below
+    del (
+        report["plan"],
+        report["prediction"],
+        report["certificate"],
+        report["timings"],
+    )  # shown before the work began, and below
     show({"index": out} | report, as_json)
     with vqd.open_index(out) as reader:
         click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
@@ -44,33 +45,23 @@ def compile_command(
 def plan_command(
     source: str, out: str | None, queries: str | None, teacher: str, as_json: bool, **options: Any
 ) -> None:
-    """Show what `compile` with the same options would build; trains nothing, writes nothing."""
+    """Show what `compile` with the same options would build; writes nothing, and trains nothing without --recall."""
+    from vqdistill.compiler.decide import Wishes, decide
     from vqdistill.data.sources import open_queries
 
     if out is not None and os.path.lexists(out):
         raise InvalidInput(f"{out} exists already")
-    kind, _, given = teacher.partition(":")
-    if teacher != "exact" and (kind not in ("scores", "labels") or not os.path.exists(given)):
-        raise InvalidInput(f"teacher must be exact, or scores: or labels: and a file that exists, got {teacher!r}")
     src = vqd.open_source(source, metric=options["metric"], ids=options["ids"])
     if queries not in (None, "none"):
         open_queries(queries, src)
-    ids_kind = "rows" if src.ids is None else src.ids.kind
-    codes = options["codes"] or default_codes(src.metric, not options["no_distill"])
-    adapted = teacher != "exact" and not options["no_distill"]
-    plan = vqd.plan(
-        src.facts,
-        options["ram"],
-        codes=codes,
-        dense=options["dense"],
-        seed=options["seed"],
-        ids_kind=ids_kind,
-        adapter_units=vqd.DistillConfig().adapter_units(src.dim) if adapted else 0,
-    )
+    asked = {name: options[name] for name in ("ram", "recall", "codes", "dense", "mix", "seed", "threads")}
+    wishes = Wishes(queries=queries, distill=not options["no_distill"], teacher=teacher, **asked)
+    decision = decide(src, wishes, ConsoleProgress())
     if not as_json:
-        click.echo(plan.explain())
+        click.echo(decision.explain())
         return
+    plan = decision.plan
     sizes = {
         name: getattr(plan, name) for name in ("ram_bytes_per_vector", "ram_bytes_fixed", "ram_bytes", "disk_bytes")
     }
-    show(plan.to_json() | sizes, as_json=True)
+    show(plan.to_json() | sizes | decision.to_json(), as_json=True)

@@ -29,11 +29,25 @@ def build_options(command: Command) -> Command:
         ),
         click.option("--ids", metavar="F", help="External ids: a column, a dataset or a sidecar file."),
         click.option("--metric", type=click.Choice(["ip", "cosine", "l2"]), help="Default: that of the file."),
-        click.option("--ram", default="32B/vec", show_default=True, help='"32B/vec" or, for everything, "64MiB".'),
+        click.option(
+            "--ram",
+            metavar="SIZE",
+            help='"32B/vec" or, for everything, "64MiB". Default: 32B/vec, or with --recall the fewest bytes.',
+        ),
+        click.option(
+            "--recall",
+            metavar="0.95@10",
+            help="Try what reaches it within --ram at the least work, and make the cheapest search that is proven to"
+            " find so much the default.",
+        ),
         click.option(
             "--codes", type=click.Choice(["additive", "pq"]), help="Default: additive if distilled, pq for l2."
         ),
-        click.option("--dense", type=click.Choice(["f16", "f32", "i8", "none"]), default="f16", show_default=True),
+        click.option(
+            "--dense",
+            type=click.Choice(["f16", "f32", "i8", "none"]),
+            help="Default: f16, or with --recall what trials choose.",
+        ),
         click.option("--no-distill", is_flag=True, help="Stop at the undistilled start."),
         click.option(
             "--loss",

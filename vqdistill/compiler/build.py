@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vqdistill.compiler.decide import Wishes, decide
 from vqdistill.compiler.memory import (
     LARGEST,
     Sizes,
@@ -21,8 +22,6 @@ from vqdistill.compiler.memory import (
     require_room_to_prove,
     sizes_within,
 )
-from vqdistill.compiler.passes import default_codes
-from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.provenance import made_with
@@ -52,9 +51,9 @@ def compile(
     mix: float = 0.0,
     ids: Any = None,
     metric: str | None = None,
-    ram: str | Budget = "32B/vec",
+    ram: str | Budget | None = None,
     recall: str | float | RecallTarget | None = None,
-    dense: str = "f16",
+    dense: str | None = None,
     codes: str | None = None,
     distill: bool = True,
     loss: str = "listnet",
@@ -84,12 +83,15 @@ def compile(
     mix : share of such judgments in what teaches the codes, beside those neighbours
     ids : external ids, see `open_source`; None = row numbers
     metric : "ip", "cosine" or "l2"; None = what the file says, otherwise cosine
-    ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set
-    recall : such as "0.95@10": the default search of the index becomes the cheapest that is proven to reach it; None =
-        defaults that give up little of what the codes can do
-    dense : rows on disk that verify candidates: "f16", "f32", "bf16", "i8" or "none"
+    ram : "32B/vec" bounds what each vector adds to memory, "64MiB" the whole resident set; None = 32B/vec, or with
+        `recall` the fewest bytes that reach it
+    recall : such as "0.95@10": trials on a sample choose the index that reaches it within `ram` at the least work (not
+        without distillation), and its default search becomes the cheapest that is proven to; None = the best index
+        within `ram`, and defaults that give up little of what its codes can do
+    dense : rows on disk that verify candidates: "f16", "f32", "bf16", "i8" or "none"; None = f16, or with `recall` what
+        trials choose
     codes : "additive" (most recall per byte) or "pq" (what other engines load); None = additive where distillation
-        and the metric allow it, otherwise pq
+        and the metric allow it, otherwise pq; with `recall` what trials choose
     distill : False stops after the undistilled start
     loss : what holds the codes' ranking against the teacher's, one of `config.LOSSES`
     sampler : what each step trains on, one of `config.SAMPLERS`: random queries ("topk"), with hard negatives of the
@@ -106,8 +108,9 @@ def compile(
     Returns
     -------
     dict
-        JSON-ready: `plan`, `report` (what each training stage brought), `search` (calibrated defaults), `certificate`
-        (recall of a ladder of searches on reserved queries, or None) and its `timings`, `seconds`.
+        JSON-ready: `plan`, `prediction` (with `recall`: what was expected of index and compile, to be held against what
+        came out), `report` (what each training stage brought), `search` (calibrated defaults), `certificate` (recall of
+        a ladder of searches on reserved queries, or None) and its `timings`, `seconds`.
 
     Raises
     ------
@@ -124,24 +127,26 @@ def compile(
     kind = teacher_kind(teacher, mix)
     if false_negatives is not None and (kind == "exact" or mix < 1):
         raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
-    wanted = None if recall is None else RecallTarget.parse(recall)
+    wishes = Wishes(
+        ram=ram,
+        recall=recall,
+        codes=codes,
+        dense=dense,
+        distill=distill,
+        teacher=teacher,
+        mix=mix,
+        queries=queries,
+        seed=seed,
+        threads=threads,
+    )
+    wanted, threads = wishes.target, wishes.cores
     progress = progress or Progress()
-    threads = threads or len(os.sched_getaffinity(0))
     begin = time.perf_counter()
     _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
-    if wanted is not None and wanted.k > src.n:
-        raise InvalidInput(f"recall must count at most the {src.n} rows, got {wanted}")
-    plan = make_plan(
-        src.facts,
-        ram,
-        codes=codes or default_codes(src.metric, distill),
-        dense=dense,
-        seed=seed,
-        ids_kind=src.ids.kind if src.ids else "rows",
-        adapter_units=config.adapter_units(src.dim) if distill and kind != "exact" else 0,
-    )
-    progress.note(plan.explain())
+    decision = decide(src, wishes, progress)
+    plan = decision.plan
+    progress.note(decision.explain())
     sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
     if cap is not None:
         sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
@@ -157,6 +162,8 @@ def compile(
             work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted))
         done = work.trained
         assert done is not None
+        if decision.prediction is not None:
+            done = replace(done, report=done.report | {"prediction": decision.prediction.lasting()})
         proof = None
         if done.held_out is not None and done.reserved is not None:
             io = "auto" if cap is None else "pread"  # what a map has touched counts as resident
@@ -165,6 +172,7 @@ def compile(
     certificate = manifest.certificate
     return {
         "plan": done.plan.to_json(),
+        "prediction": None if decision.prediction is None else decision.prediction.to_json(),
         "report": done.report,
         "search": manifest.search.to_json(),
         "certificate": None if certificate is None else certificate.to_json(),

@@ -173,6 +173,7 @@ def plan(
     seed: int = 0,
     ids_kind: str = "rows",
     adapter_units: int = 0,
+    chosen: tuple[IvfPqConfig, str] | None = None,
 ) -> CompilePlan:
     """Decide everything about an index that can be decided without reading a row.
 
@@ -186,6 +187,7 @@ def plan(
     ids_kind : external ids, "rows" (the row numbers), "int64" or "str"
     adapter_units : of an adapter of queries, and of another one for verification, which labels or pair scores may
         bring; room is kept for both
+    chosen : a model that trials have chosen, and why; it takes the place of what arithmetic alone would choose
 
     Returns
     -------
@@ -206,7 +208,10 @@ def plan(
     wanted = DEFAULT_BUDGET if budget is None else Budget.parse(budget)
     draft = CompilePlan(facts=facts, budget=wanted, dense=dense, ids=ids_kind, model=model)
     draft.check()
-    for run in PASSES:
+    if chosen is not None:
+        draft = draft.after("choose", chosen[1], model=chosen[0])
+        draft.check()
+    for run in PASSES if chosen is None else (lay_out, place):
         try:
             draft = run(draft)
             draft.check()

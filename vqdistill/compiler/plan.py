@@ -106,7 +106,7 @@ class CompilePlan:
         _require(m <= cost.largest_m(d), f"m must be at most {cost.largest_m(d)} at d = {d}, got {m}")
         plain = self.model.codes == "pq" and not self.model.residual
         _require(self.metric is not Metric.L2 or plain or not self.steps, "l2 needs pq codes of the vector itself")
-        if "fit_budget" in self.passes:
+        if {"fit_budget", "choose"} & set(self.passes):
             self._check_budget()
         if "lay_out" in self.passes:
             wanted = cost.layout(n, d, self.model, self.dense, self.ids)

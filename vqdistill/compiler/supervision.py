@@ -10,6 +10,7 @@ import numpy as np
 
 from vqdistill.compiler.index_teacher import IndexTeacher, list_recall
 from vqdistill.compiler.memory import AFFORDABLE, LARGEST, Sizes
+from vqdistill.data.files import resolve
 from vqdistill.data.judgments import read_labels, read_scores
 from vqdistill.data.mixture import log_gains, mixed
 from vqdistill.data.pairs import pair_scores
@@ -195,6 +196,8 @@ def teacher_kind(teacher: str | Judge, mix: float = 0.0) -> str:
         kind, _, path = str(teacher).partition(":")
         if kind not in ("exact", "scores", "labels") or (kind == "exact") != (path == ""):
             raise InvalidInput(f'teacher must be "exact", "scores:FILE", "labels:FILE" or a function, got {teacher!r}')
+        if path:
+            resolve(path)
     if isinstance(mix, bool) or not isinstance(mix, (int, float)) or not 0 <= mix <= 1:
         raise InvalidInput(f"mix must be in 0..1, got {mix!r}")
     if kind == "exact" and mix > 0:

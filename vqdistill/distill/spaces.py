@@ -18,7 +18,7 @@ SHARES = (0.1, 0.3)
 encoders with a common mean gain up to 0.5, most of it by 0.1."""
 _DEPTH = 20
 """Teacher ranks at which errors are looked at: about where candidates are won or lost."""
-_MOST_CODEBOOKS = 32
+MOST_CODEBOOKS = 32
 """Codebooks that each candidate is tried with: more take longer to say the same."""
 _ROWS = 8_192
 """Rows that each candidate is tried on."""
@@ -47,7 +47,7 @@ def choose_space(
     rows = _sample(judge, np.random.default_rng([seed, 6]))
     errors = {}
     for name, space in spaces.items():
-        errors[name] = _score_error(judge, rows, space, min(m, _MOST_CODEBOOKS), seed)
+        errors[name] = _score_error(judge, rows, space, min(m, MOST_CODEBOOKS), seed)
         advance(1)
     best = min(errors, key=lambda name: errors[name])
     return spaces[best], errors

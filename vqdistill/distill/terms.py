@@ -37,13 +37,14 @@ class QueryTerms:
     """(q, d) unit directions, seen from the mean of the queries"""
 
     @classmethod
-    def from_relevance(cls, queries: F32Rows, relevance: Relevance) -> QueryTerms:
+    def from_relevance(cls, queries: F32Rows, relevance: Relevance, share: float = 1.0) -> QueryTerms:
         """Turn the teacher's lists around.
 
         Parameters
         ----------
         queries : (q, d) float32
         relevance : their documents
+        share : of the documents that are known; ranks among all are those among the known ones, divided by it
         """
         best = relevance.top(DEPTH)
         rank = np.arange(best.nnz) - np.repeat(best.offsets[:-1], best.counts)
@@ -51,7 +52,8 @@ class QueryTerms:
         docs = best.docs[order]
         place = np.arange(best.nnz) - np.searchsorted(docs, docs)
         kept = order[place < PER_ROW]
-        weights = queries.shape[1] * QUERY_WEIGHT / (1 + rank[kept] / _RANK_SCALE)
+        ranks = (rank[kept] + 0.5) / share - 0.5
+        weights = queries.shape[1] * QUERY_WEIGHT / (1 + ranks / _RANK_SCALE)
         ranked, starts = np.unique(best.docs[kept], return_index=True)
         offsets = np.append(starts, len(kept))
         seen = (
