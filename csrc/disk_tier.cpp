@@ -131,7 +131,7 @@ public:
           queue_(scratch.queue(tier.mode_)),
           read_bytes_(std::max(kRunBytes, tier.stride_)),
           try_cached_(tier.mode_ == IoMode::pread ? scratch.depth_ > 1
-                                                  : tier.mode_ == IoMode::automatic && tier.map_ == nullptr) {
+                                                  : tier.mode_ == IoMode::automatic && !tier.mapped()) {
         scratch.reserve(read_bytes_);
     }
 
@@ -149,13 +149,19 @@ public:
     std::size_t under_way() const { return scratch_.runs_.size() - scratch_.free_slots_.size(); }
 
 private:
-    std::uint64_t begin_of(std::size_t i) const { return tier_.offset_of(scratch_.wanted_[i].row); }
+    const File& file_of(std::size_t i) const { return tier_.file_of(scratch_.wanted_[i].row); }
+    // Among the bytes of all files.
+    std::uint64_t begin_of(std::size_t i) const {
+        const File& file = file_of(i);
+        return file.base + tier_.offset_in(file, scratch_.wanted_[i].row);
+    }
     std::uint64_t end_of(std::size_t i) const { return begin_of(i) + tier_.stride_; }
 
     // Behind the rows that one read takes from `first` on: as long as no page comes that holds none of them.
     std::size_t run_end(std::size_t first) const {
         std::size_t last = first + 1;
-        while (last < scratch_.wanted_.size() && begin_of(last) / kPage <= (end_of(last - 1) - 1) / kPage + 1 &&
+        const File* const file = &file_of(first);
+        while (last < scratch_.wanted_.size() && &file_of(last) == file && begin_of(last) / kPage <= (end_of(last - 1) - 1) / kPage + 1 &&
                end_of(last) - begin_of(first) <= read_bytes_)
             ++last;
         return last;
@@ -164,9 +170,10 @@ private:
     void start_run() {
         const std::uint32_t slot = scratch_.free_slots_.back();
         const std::size_t first = next_, last = next_ = run_end(first);
+        const File& file = file_of(first);
         const std::uint64_t begin = begin_of(first);
         std::uint8_t* const out = scratch_.buffer_.get() + slot * read_bytes_;
-        const Read read{tier_.fd_, begin, static_cast<std::size_t>(end_of(last - 1) - begin), out};
+        const Read read{file.fd, begin - file.base, static_cast<std::size_t>(end_of(last - 1) - begin), out};
         count(first, last);
         scratch_.runs_[slot] = {first, last, out, read};
         if (try_cached_ && read_cached(read) == static_cast<std::int64_t>(read.bytes)) {
@@ -240,9 +247,7 @@ private:
 
 DiskTier::DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::uint64_t offset, DenseDtype dtype,
                    std::size_t d, IoMode mode)
-    : fd_(fd),
-      map_(map),
-      file_bytes_(file_bytes),
+    : files_{{fd, map, file_bytes, 0, 0}},
       offset_(offset),
       dtype_(dtype),
       d_(d),
@@ -254,13 +259,23 @@ DiskTier::DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, st
         throw std::invalid_argument("io must be one of auto, map, pread where the system denies io_uring, got uring");
 }
 
+void DiskTier::add_file(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::int64_t first) {
+    const File& last = files_.back();
+    const std::uint64_t end = last.base + offset_in(last, first);
+    files_.push_back({fd, map, file_bytes, first, (end + kPage - 1) / kPage * kPage});
+}
+
+bool DiskTier::mapped() const {
+    return std::all_of(files_.begin(), files_.end(), [](const File& file) { return file.map != nullptr; });
+}
+
 void DiskTier::rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const {
     const DenseScore score = dense_score(kernels, dtype_, metric);
     for (const RerankTask& task : tasks)
         std::sort(task.candidates.begin(), task.candidates.end(),
                   [](const Scored& a, const Scored& b) { return a.id < b.id; });
     Place from;
-    if (mode_ == IoMode::map || (mode_ == IoMode::automatic && map_ != nullptr && looks_cached(tasks, scratch)))
+    if (mode_ == IoMode::map || (mode_ == IoMode::automatic && mapped() && looks_cached(tasks, scratch)))
         from = score_mapped(score, tasks);
     if (from.task == tasks.size) return;
     scratch.until_probe_ = 0;
@@ -280,7 +295,8 @@ bool DiskTier::looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const {
 // The first byte of a row, if the page cache has it; as read_cached.
 std::int64_t DiskTier::probe(std::int64_t row) const {
     std::uint8_t byte;
-    return read_cached({fd_, offset_of(row), 1, &byte});
+    const File& file = file_of(row);
+    return read_cached({file.fd, offset_in(file, row), 1, &byte});
 }
 
 // For all the system tells.
@@ -290,23 +306,30 @@ bool DiskTier::has_cached(const Scored& row) const { return probe(row.id) != -EA
 // Returns the first row that is not scored.
 DiskTier::Place DiskTier::score_mapped(DenseScore score, Span<RerankTask> tasks) const {
     const auto fetch = [&](const Scored& row) {
-        const std::uint8_t* const begin = map_ + offset_of(row.id);
+        const File& file = file_of(row.id);
+        const std::uint8_t* const begin = file.map + offset_in(file, row.id);
         for (std::size_t at = 0; at < stride_; at += kCacheLine) __builtin_prefetch(begin + at);
     };
     const std::int64_t pause_ns = kPauseNs + static_cast<std::int64_t>(kRowsTimed * stride_ / 2);
     for (std::size_t t = 0; t < tasks.size; ++t) {
         RerankTask& task = tasks[t];
         const Span<Scored> rows = task.candidates;
-        if (rows.size > 0 && offset_of(rows[rows.size - 1].id) + stride_ > file_bytes_) fail(EIO, kEndEarly);
         PageCounter pages;
+        // The last row of each file decides whether the map has all of them.
+        for (std::size_t i = 0; i < rows.size; ++i) {
+            const File& file = file_of(rows[i].id);
+            if (i + 1 < rows.size && &file_of(rows[i + 1].id) == &file) continue;
+            if (offset_in(file, rows[i].id) + stride_ > file.bytes) fail(EIO, kEndEarly);
+        }
         for (std::size_t i = 0; i < std::min(kRowsAhead, rows.size); ++i) fetch(rows[i]);
         Clock::time_point start = Clock::now();
         for (std::size_t i = 0; i < rows.size; ++i) {
             if (i + kRowsAhead < rows.size) fetch(rows[i + kRowsAhead]);
-            const std::uint64_t begin = offset_of(rows[i].id);
-            rows[i].score = score(task.query, map_ + begin, d_);
+            const File& file = file_of(rows[i].id);
+            const std::uint64_t begin = offset_in(file, rows[i].id);
+            rows[i].score = score(task.query, file.map + begin, d_);
             task.counts.rows += 1;
-            task.counts.pages += pages.add(begin, begin + stride_);
+            task.counts.pages += pages.add(file.base + begin, file.base + begin + stride_);
             task.counts.bytes += static_cast<std::int64_t>(stride_);
             if (mode_ != IoMode::automatic || (i + 1) % kRowsTimed != 0) continue;
             const Span<Scored> next{rows.begin() + i + 1, std::min(kRowsTimed, rows.size - i - 1)};

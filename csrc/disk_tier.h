@@ -84,12 +84,16 @@ private:
 // Safe under concurrent calls, each with a scratch of its own.
 class DiskTier {
 public:
-    // Row p of d elements starts at offset + p * dense_stride(dtype, d) of a file of file_bytes. REQUIRES: fd, unless
+    // The only rows, but for those of add_file. Row p of d elements starts at offset + p * dense_stride(dtype, d) of a file of file_bytes. REQUIRES: fd, unless
     // dtype is none, is open for reading, and map, unless it is null, holds the whole file, as long as rerank is
     // called; the file does not become shorter (reading the map would end the process). Throws std::invalid_argument if
     // mode is map without a map, or uring where the system does not have it.
     DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::uint64_t offset, DenseDtype dtype,
              std::size_t d, IoMode mode);
+
+    // Adds the rows from position `first` on, above all others so far, in a file like that of the constructor, whose
+    // position `first` is row 0.
+    void add_file(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::int64_t first);
 
     bool available() const { return dtype_ != DenseDtype::none; }
     // Where the rows end in the file, if there are n.
@@ -106,17 +110,31 @@ private:
     struct Place {
         std::size_t task = 0, candidate = 0;
     };
+    struct File {
+        int fd;
+        const std::uint8_t* map;
+        std::uint64_t bytes;
+        std::int64_t first;  // position of its row 0
+        std::uint64_t base;  // of its bytes, if the files followed each other at whole pages
+    };
 
-    std::uint64_t offset_of(std::int64_t row) const { return offset_ + static_cast<std::uint64_t>(row) * stride_; }
+    const File& file_of(std::int64_t row) const {
+        std::size_t i = files_.size() - 1;
+        while (files_[i].first > row) --i;
+        return files_[i];
+    }
+    std::uint64_t offset_in(const File& file, std::int64_t row) const {
+        return offset_ + static_cast<std::uint64_t>(row - file.first) * stride_;
+    }
+    bool mapped() const;
     bool looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const;
     std::int64_t probe(std::int64_t row) const;
     bool has_cached(const Scored& row) const;
     Place score_mapped(DenseScore score, Span<RerankTask> tasks) const;
     void read_and_score(DenseScore score, Span<RerankTask> tasks, Place from, IoScratch& scratch) const;
 
-    int fd_;
-    const std::uint8_t* map_;
-    std::uint64_t file_bytes_, offset_;
+    std::vector<File> files_;  // by rising position
+    std::uint64_t offset_;
     DenseDtype dtype_;
     std::size_t d_, stride_;
     IoMode mode_;

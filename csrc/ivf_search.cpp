@@ -205,9 +205,11 @@ void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates) const {
     for (Scored& item : candidates) {
         const double term = static_cast<double>(query.tables.constant) + query.lists[item.tag].score;
         double even = 0.0, odd = 0.0;  // two chains of additions, which run side by side
-        const std::size_t row = static_cast<std::size_t>(item.id);
+        const std::size_t position = static_cast<std::size_t>(item.id);
+        const RowSet& set = index_.set_of(position);
+        const std::size_t row = position - set.first;
         for (std::size_t j = 0; j < index_.m; j += 2) {
-            const std::uint8_t pair = pair_at(index_.packed, index_.m, row, j / 2);
+            const std::uint8_t pair = pair_at(set.packed, index_.m, row, j / 2);
             even += lut[j * kSub + (pair & 15)];
             odd += lut[(j + 1) * kSub + (pair >> 4)];
         }

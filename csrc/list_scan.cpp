@@ -52,28 +52,37 @@ struct ListScan::Part {
     int cut_sum;  // what the whole sum must promise
 
     bool cuts() const { return cut_sum > query->tables.rest[0]; }
-    int threshold(std::size_t begin) const {
+    int threshold(std::size_t begin) const {  // of rows from position `begin` on
         return lowest_sum(base, query->tables.scale.step, static_cast<std::int64_t>(begin), query->found.bar());
     }
     // Keeps hits of blocks from `first_block` on that are rows of the list.
     void keep(const ScanQuery& hits, std::size_t first_block, Rows rows) const {
         for (std::size_t i = 0; i < hits.found; ++i) {
-            const std::size_t position = first_block * kBlockRows + hits.hits[i].row;
-            if (position < rows.begin || position >= rows.end) continue;
+            const std::size_t row = first_block * kBlockRows + hits.hits[i].row;
+            if (row < rows.begin || row >= rows.end) continue;
             const float score = code_score(base, query->tables.scale.step, static_cast<int>(hits.hits[i].sum));
-            query->found.push({score, tag, static_cast<std::int64_t>(position)});
+            query->found.push({score, tag, static_cast<std::int64_t>(rows.set->first + row)});
         }
     }
 };
 
 ListScan::ListScan(const IndexView& index, const Kernels& kernels) : index_(index), kernels_(kernels) {}
 
-ListScan::Rows ListScan::rows_of(std::size_t list, bool flat) const {
-    if (!flat)
-        return {static_cast<std::size_t>(index_.list_offsets[list]),
-                static_cast<std::size_t>(index_.list_offsets[list + 1])};
-    const std::size_t rows = flat_blocks() * kBlockRows;
-    return {list * rows, std::min((list + 1) * rows, index_.n())};
+template <class Call>
+void ListScan::for_pieces(std::size_t list, bool flat, Call call) const {
+    const std::size_t run_rows = flat_blocks() * kBlockRows;
+    for (const RowSet& set : index_.sets) {
+        if (!flat) {
+            const auto begin = static_cast<std::size_t>(set.list_offsets[list]);
+            const auto end = static_cast<std::size_t>(set.list_offsets[list + 1]);
+            if (begin < end) call(Rows{&set, begin, end});
+        } else if (const std::size_t runs = flat_runs(set); list >= runs) {
+            list -= runs;
+        } else {
+            call(Rows{&set, list * run_rows, std::min((list + 1) * run_rows, index_.rows_in(set))});
+            return;
+        }
+    }
 }
 
 void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
@@ -97,9 +106,8 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
         for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
-            if (first + nq < visits.size()) prefetch_head(rows_of(visits[first + nq].list, flat));
-            scan_rows(rows_of(visits[first].list, flat), queries, visits.data() + first, nq, cuts, allow, limits,
-                      scratch.hits);
+            if (first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
+            scan_list(flat, queries, visits.data() + first, nq, cuts, allow, limits, scratch.hits);
         }
     }
 }
@@ -117,9 +125,8 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
         Helper& helper = helpers[started++];
         for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
             after = next();
-            if (after < visits.size()) prefetch_head(rows_of(visits[after].list, flat));
-            scan_rows(rows_of(visits[visit].list, flat), {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits,
-                      helper.hits);
+            if (after < visits.size()) prefetch_head(visits[after].list, flat);
+            scan_list(flat, {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits, helper.hits);
         }
     });
     // A row's tag tells whether it was found in this epoch, or copied with the query.
@@ -129,11 +136,14 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
 }
 
 // Fetches the first codes of a list while another one is scanned: a list is too short for a kernel to do so in time.
-void ListScan::prefetch_head(Rows rows) const {
+void ListScan::prefetch_head(std::size_t list, bool flat) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows;
-    const std::uint8_t* const codes = index_.packed + rows.begin / kBlockRows * block_bytes;
-    const std::size_t bytes = std::min(kHeadBytes, (block_count(rows.end) - rows.begin / kBlockRows) * block_bytes);
-    for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(codes + at);
+    for_pieces(list, flat, [&](const Rows& rows) {
+        const std::size_t first = rows.begin / kBlockRows;
+        const std::uint8_t* const codes = rows.set->packed + first * block_bytes;
+        const std::size_t bytes = std::min(kHeadBytes, (block_count(rows.end) - first) * block_bytes);
+        for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(codes + at);
+    });
 }
 
 // Adds the visits of a query's next epoch, if it has lists left.
@@ -144,18 +154,17 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, st
     const std::int64_t until = std::max(kFirstEpoch, kEpochGrowth * query.rows);
     for (; query.next < query.lists.size && query.rows < until; ++query.next) {
         const auto list = static_cast<std::size_t>(query.lists[query.next].id);
-        const Rows rows = rows_of(list, flat);
-        const auto count = static_cast<std::int64_t>(rows.end - rows.begin);
+        std::int64_t count = 0;
+        for_pieces(list, flat, [&](const Rows& rows) { count += static_cast<std::int64_t>(rows.end - rows.begin); });
         query.rows += count;
         if (count > 0)
             visits.push_back({static_cast<std::uint32_t>(list), number, static_cast<std::uint32_t>(query.next)});
     }
 }
 
-// Scans the rows of a list for the queries of its first nq visits.
-void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
+// Scans a list for the queries of its first nq visits.
+void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
                          const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
-    const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
     hits.resize(kScanQueries * kHitPlaces);
     Part parts[kScanQueries];
     for (std::size_t i = 0; i < nq; ++i) {
@@ -167,6 +176,16 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
     // Cuts that every block passes cost time and drop nothing.
     const bool cutting =
         cuts.count > 0 && std::any_of(parts, parts + nq, [](const Part& part) { return part.cuts(); });
+    for_pieces(visits[0].list, flat, [&](const Rows& rows) {
+        nq = scan_rows(rows, parts, nq, cutting, cuts, allow, limits, hits);
+    });
+}
+
+// Scans rows of one list for the first nq parts; returns how many of them can gain from rows behind, and leaves these in
+// front.
+std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
+                                const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
+    const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
     ScanCodes codes{nullptr, 0, index_.m, cutting ? cuts.count : 0, {}, nullptr};
     std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
@@ -174,7 +193,7 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
         ScanQuery scans[kScanQueries];
         std::size_t active = 0;
         for (std::size_t i = 0; i < nq; ++i) {
-            const int threshold = parts[i].threshold(rows.begin);
+            const int threshold = parts[i].threshold(rows.set->first + rows.begin);
             if (threshold > parts[i].query->tables.highest) continue;
             parts[active] = parts[i];
             ScanQuery& scan = scans[active];
@@ -184,14 +203,15 @@ void ListScan::scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits
             ++active;
         }
         nq = active;
-        if (nq == 0) return;
-        codes.packed = index_.packed + block * block_bytes;
+        if (nq == 0) return 0;
+        codes.packed = rows.set->packed + block * block_bytes;
         codes.nblocks = std::min(last - block, kMaxBlocks);
-        codes.allow = allow.blocks == nullptr ? nullptr : allow.blocks + block;
+        codes.allow = allow.blocks == nullptr ? nullptr : allow.blocks + rows.set->first_block + block;
         const std::size_t scanned = kernels_.scan_pq4(codes, scans, nq);
         for (std::size_t i = 0; i < nq; ++i) parts[i].keep(scans[i], block, rows);
         block += scanned;
     }
+    return nq;
 }
 
 }  // namespace vqdistill

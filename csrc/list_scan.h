@@ -55,7 +55,11 @@ public:
     };
 
     // Runs that take the place of lists where every list is visited and all rows share one base.
-    std::size_t flat_lists() const { return (block_count(index_.n()) + flat_blocks() - 1) / flat_blocks(); }
+    std::size_t flat_lists() const {
+        std::size_t runs = 0;
+        for (const RowSet& set : index_.sets) runs += flat_runs(set);
+        return runs;
+    }
 
     // Scans what each of the queries visits; up to `threads` threads share the long epochs of a query that is alone.
     // Throws what limits.check() throws.
@@ -64,7 +68,9 @@ public:
 
 private:
     struct Part;
+    // Rows of a set, counted within it.
     struct Rows {
+        const RowSet* set;
         std::size_t begin, end;
     };
 
@@ -72,13 +78,20 @@ private:
     std::size_t flat_blocks() const {
         return std::max(kFlatRows / kBlockRows, block_count(index_.n()) / 256 + 1);
     }
-    Rows rows_of(std::size_t list, bool flat) const;
-    void prefetch_head(Rows rows) const;
+    std::size_t flat_runs(const RowSet& set) const {
+        return (block_count(index_.rows_in(set)) + flat_blocks() - 1) / flat_blocks();
+    }
+    // Calls call(rows) for the rows of a list in each set that has some, by rising position.
+    template <class Call>
+    void for_pieces(std::size_t list, bool flat, Call call) const;
+    void prefetch_head(std::size_t list, bool flat) const;
     void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
     void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
                      CallLimits& limits, Scratch& scratch) const;
-    void scan_rows(Rows rows, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
+    void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
                    const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const;
+    std::size_t scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
+                          const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const;
 
     IndexView index_;
     const Kernels& kernels_;

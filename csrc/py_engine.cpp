@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "ivf_search.h"
@@ -22,14 +23,15 @@ void require_offsets(const Array<std::int64_t>& offsets) {
 // Rows that a search may find: bits by block of positions, and the number of such rows in each list.
 class Allow {
 public:
-    Allow(const py::object& value, const IndexView& index)
+    Allow(const py::object& value, const std::string& name, const IndexView& index)
         : pair_(value.is_none() ? py::tuple(0) : py::reinterpret_borrow<py::tuple>(value)) {
         if (value.is_none()) return;
-        if (!py::isinstance<py::tuple>(value) || pair_.size() != 2) refuse("allow", "(blocks, per_list)", type_name(value));
-        view_.blocks = Array<std::uint32_t>(pair_[0], "allow blocks", "(nblocks,) uint32",
-                                            {static_cast<py::ssize_t>(block_count(index.n()))})
+        if (!py::isinstance<py::tuple>(value) || pair_.size() != 2) refuse(name, "(blocks, per_list)", type_name(value));
+        const RowSet& last = index.sets.back();
+        view_.blocks = Array<std::uint32_t>(pair_[0], (name + " blocks").c_str(), "(nblocks,) uint32",
+                                            {static_cast<py::ssize_t>(last.first_block + block_count(index.rows_in(last)))})
                            .data();
-        view_.per_list = Array<std::int64_t>(pair_[1], "allow per_list", "(nlist,) int64",
+        view_.per_list = Array<std::int64_t>(pair_[1], (name + " per_list").c_str(), "(nlist,) int64",
                                              {static_cast<py::ssize_t>(index.nlist)})
                              .data();
     }
@@ -87,6 +89,36 @@ void run_limited(double timeout_s, Search search) {
     }
 }
 
+// A further set of rows: (list_offsets, packed, dense_fd, dense_map).
+struct AddedSet {
+    AddedSet(const py::handle& value, py::ssize_t nlist, py::ssize_t pairs) : parts(checked(value)) {
+        offsets.emplace(parts[0], "added list_offsets", "(nlist + 1,) int64", Shape{nlist + 1});
+        packed.emplace(parts[1], "added packed", "(nblocks, m / 2, 32) uint8", Shape{kAny, pairs, kBlockRows});
+        if (!py::isinstance<py::int_>(parts[2])) throw py::type_error("added dense_fd must be an integer, got another");
+        map.emplace(parts[3], "added dense_map");
+        require_offsets(*offsets);
+        const auto n = static_cast<std::size_t>(offsets->data()[nlist]);
+        if (packed->size(0) != block_count(n))
+            refuse("added packed", "the blocks of " + number(n) + " rows", describe(packed->array()));
+    }
+    static py::tuple checked(const py::handle& value) {
+        const std::string wanted = "(list_offsets, packed, dense_fd, dense_map)";
+        if (!py::isinstance<py::tuple>(value) || py::len(value) != 4) refuse("added", wanted, type_name(value));
+        return py::reinterpret_borrow<py::tuple>(value);
+    }
+
+    py::tuple parts;  // keeps alive what the rest points at
+    std::optional<Array<std::int64_t>> offsets;
+    std::optional<Array<std::uint8_t>> packed;
+    std::optional<Bytes> map;
+};
+
+// Fits a map to the rows that must be in it.
+void require_mapped(const char* name, const Bytes& map, std::uint64_t end) {
+    if (map.data() != nullptr && end > map.size())
+        refuse(name, "the whole file, of " + std::to_string(end) + " bytes at least", std::to_string(map.size()));
+}
+
 constexpr std::size_t kStats = sizeof(QueryStats) / sizeof(std::int64_t);
 static_assert(sizeof(QueryStats) == kStats * sizeof(std::int64_t), "stats are seen as rows of int64");
 
@@ -96,7 +128,7 @@ public:
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
            const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
            const py::object& dense_map, const std::string& io, const py::object& query_adapter,
-           const py::object& verify_adapter)
+           const py::object& verify_adapter, const py::object& added, const py::object& alive)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
           codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
@@ -107,19 +139,21 @@ public:
           map_(dense_map, "dense_map"),
           query_adapter_(query_adapter, "query_adapter", rows(mean_)),
           verify_adapter_(verify_adapter, "verify_adapter", rows(mean_)),
+          added_(added_sets(added)),
+          alive_(alive),
           search_(view(parse_metric(metric), residual),
-                  make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io)) {
-        const std::uint64_t end = search_.dense().end_of(search_.index().n());
-        if (map_.data() != nullptr && end > map_.size())
-            refuse("dense_map", "the whole file, of " + std::to_string(end) + " bytes at least",
-                   std::to_string(map_.size()));
+                  tier(make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io))) {
+        for (std::size_t i = 0; i < search_.index().sets.size(); ++i) {
+            const std::size_t n = search_.index().rows_in(search_.index().sets[i]);
+            require_mapped("dense_map", i == 0 ? map_ : *added_[i - 1].map, search_.dense().end_of(n));
+        }
     }
 
     py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
                      float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
                      double timeout_s) const {
         const Array<float> x = checked_queries(queries);
-        const Allow allowed(allow, search_.index());
+        const Allow allowed(allow.is_none() ? alive_ : allow, "allow", search_.index());
         const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
                                     probe_rule(nprobe, lift, temperature),
                                     in_range("refine", refine, 0, PY_SSIZE_T_MAX),
@@ -143,7 +177,7 @@ public:
     py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
                            float lift, float temperature, const py::object& allow, py::ssize_t threads, double timeout_s) const {
         const Array<float> x = checked_queries(queries);
-        const Allow allowed(allow, search_.index());
+        const Allow allowed(allow.is_none() ? alive_ : allow, "allow", search_.index());
         if (!(margin >= 0)) refuse("margin", "at least 0", std::to_string(margin));
         if (verify) require_dense("verify", "True");
         const RangeOptions options{threshold,      margin, verify, probe_rule(nprobe, lift, temperature), allowed.view(),
@@ -189,6 +223,37 @@ private:
         if (!search_.dense().available()) refuse(name, "0 without dense rows", got);
     }
 
+    std::vector<AddedSet> added_sets(const py::object& added) const {
+        std::vector<AddedSet> sets;
+        for (const py::handle set : added) sets.emplace_back(set, router_.size(0), codewords_.size(0) / 2);
+        return sets;
+    }
+
+    DiskTier tier(DiskTier tier) const {
+        std::int64_t first = 0;
+        const std::int64_t* offsets = offsets_.data();
+        for (const AddedSet& set : added_) {
+            first += offsets[router_.size(0)];
+            offsets = set.offsets->data();
+            const int fd = set.parts[2].cast<int>();
+            if (tier.available() && fd < 0) refuse("added dense_fd", "an open file descriptor", std::to_string(fd));
+            if (tier.available()) tier.add_file(fd, set.map->data(), set.map->size(), first);
+        }
+        return tier;
+    }
+
+    // The sets of rows, one behind the other.
+    std::vector<RowSet> row_sets() const {
+        const std::size_t nlist = static_cast<std::size_t>(router_.size(0));
+        std::vector<RowSet> sets{{offsets_.data(), packed_.data()}};
+        for (const AddedSet& set : added_) {
+            const auto rows = static_cast<std::size_t>(sets.back().list_offsets[nlist]);
+            sets.push_back({set.offsets->data(), set.packed->data(), sets.back().first + rows,
+                            sets.back().first_block + block_count(rows)});
+        }
+        return sets;
+    }
+
     IndexView view(Metric metric, bool residual) const {
         if (offsets_.size(0) < 2) refuse("list_offsets", "(nlist + 1,) with nlist >= 1", describe(offsets_.array()));
         if (mean_.size(0) == 0 || codewords_.size(2) == 0) refuse("d and dsub", "positive", "0");
@@ -201,17 +266,19 @@ private:
                        mean_.size(0),
                        require_m(static_cast<std::size_t>(codewords_.size(0))),
                        static_cast<std::size_t>(codewords_.size(2)),
-                       offsets_.data(),
+                       row_sets(),
+                       {},
                        router_.view(),
                        coarse_.view(),
                        mean_.data(),
                        additive() ? nullptr : rotation_.data(),
                        codewords_.view(),
-                       packed_.data(),
                        query_adapter_.view(),
                        verify_adapter_.view()};
-        if (packed_.size(0) != block_count(view.n()))
-            refuse("packed", "the blocks of " + number(view.n()) + " rows", describe(packed_.array()));
+        const std::size_t n = view.rows_in(view.sets[0]);
+        if (packed_.size(0) != block_count(n))
+            refuse("packed", "the blocks of " + number(n) + " rows", describe(packed_.array()));
+        view.alive = Allow(alive_, "alive", view).view();
         return view;
     }
 
@@ -235,6 +302,8 @@ private:
     Array<std::uint8_t> packed_;
     Bytes map_;
     AdapterArrays query_adapter_, verify_adapter_;
+    std::vector<AddedSet> added_;
+    py::object alive_;
     IvfSearch search_;
 };
 
@@ -246,11 +315,12 @@ void bind_engine(py::module_& module) {
         .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
                       const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
                       const std::string&, const py::object&, const std::string&, const py::object&,
-                      const py::object&>(),
+                      const py::object&, const py::object&, const py::object&>(),
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
              arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto",
-             arg("query_adapter") = py::none(), arg("verify_adapter") = py::none())
+             arg("query_adapter") = py::none(), arg("verify_adapter") = py::none(),
+             arg("added") = py::tuple(), arg("alive") = py::none())
         .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
              arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
              arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)

@@ -32,9 +32,12 @@ float exp_of_negative(float x) {
 Router::Router(const IndexView& index, const Kernels& kernels)
     : index_(index), kernels_(kernels), log_share_(index.nlist, 0.0f) {
     for (std::size_t l = 0; l < index.nlist; ++l) {
-        const auto rows = static_cast<double>(index.list_offsets[l + 1] - index.list_offsets[l]);
-        if (rows > 0) log_share_[l] = static_cast<float>(std::log(rows / static_cast<double>(index.n())));
+        rows_.push_back(index.list_rows(l));
+        n_ += rows_.back();
     }
+    for (std::size_t l = 0; l < index.nlist; ++l)
+        if (rows_[l] > 0)
+            log_share_[l] = static_cast<float>(std::log(static_cast<double>(rows_[l]) / static_cast<double>(n_)));
     if (index.metric != Metric::l2) return;
     for (std::size_t l = 0; l < index.nlist; ++l) {
         double norm = 0.0;
@@ -80,8 +83,7 @@ void Router::score_lists(const float* queries, std::size_t q, float* scores) con
 }
 
 std::int64_t Router::rows_of(std::size_t list, const AllowView& allow) const {
-    return allow.per_list != nullptr ? allow.per_list[list]
-                                     : index_.list_offsets[list + 1] - index_.list_offsets[list];
+    return allow.per_list != nullptr ? allow.per_list[list] : rows_[list];
 }
 
 void Router::choose_best(const float* scores, std::size_t most, const AllowView& allow, Scratch& scratch,
@@ -109,7 +111,7 @@ void Router::choose_lifted(const float* scores, const ProbeRule& rule, const All
 
     std::int64_t allowed = 0;
     for (l = 0; allow.per_list != nullptr && l < index_.nlist; ++l) allowed += allow.per_list[l];
-    const double share = allow.per_list == nullptr ? 1.0 : static_cast<double>(allowed) / static_cast<double>(index_.n());
+    const double share = allow.per_list == nullptr ? 1.0 : static_cast<double>(allowed) / static_cast<double>(n_);
     const float needed = static_cast<float>(std::log(static_cast<double>(total) * rule.lift * share));
     Scored best{-kInf, 0, -1};
     for (l = 0; l < index_.nlist; ++l) {

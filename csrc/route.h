@@ -49,7 +49,9 @@ private:
     IndexView index_;
     const Kernels& kernels_;
     std::vector<float> bias_;       // (nlist): -|router|^2 for l2; empty for ip
-    std::vector<float> log_share_;  // (nlist): log of the share of all rows in each list; 0 for empty ones
+    std::vector<std::int64_t> rows_;  // (nlist): rows of each list that are alive
+    std::int64_t n_ = 0;              // all of them
+    std::vector<float> log_share_;    // (nlist): log of the share of all rows in each list; 0 for empty ones
 };
 
 }  // namespace vqdistill

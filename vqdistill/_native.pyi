@@ -168,6 +168,9 @@ class Engine:
         Every query q becomes q + up z, z = down q + bias, of which all but the first `rank` units are cut off below 0;
         if `unit`, it is then scaled to unit norm, or stays q where it has none. None = queries stay what they are
     verify_adapter : the same, on top of it, for the scores of dense rows
+    added : further sets of rows (list_offsets, packed, dense_fd, dense_map), as those of the first; their positions
+        follow one another. dense_fd is of no account without dense rows
+    alive : `allow` of searches that name none, and the rows that the lists count as theirs; None = all rows
 
     Raises
     ------
@@ -194,6 +197,8 @@ class Engine:
         io: str = "auto",
         query_adapter: _Adapter | None = None,
         verify_adapter: _Adapter | None = None,
+        added: Sequence[tuple[_I64, _U8, int, mmap | None]] = (),
+        alive: _Allow | None = None,
     ) -> None: ...
     def search(
         self,
@@ -233,8 +238,9 @@ class Engine:
         deviations : inf = scan every code whole. Less: behind the first 49,152 rows of a query, blocks of codes of
             m >= 16 are dropped after a quarter and a half of the code if no row would reach the worst of the best so
             far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.
-        allow : (blocks, per_list): (ceil(n / 32),) uint32, bit r of block b = position 32 b + r may be found; and
-            (nlist,) int64, the number of such rows in each list, which is not checked against the blocks. None = all
+        allow : (blocks, per_list): uint32, one for each block of each set, one set after the other: bit r of block b of
+            a set = its row 32 b + r may be found; and (nlist,) int64, the number of such rows in each list, which is
+            not checked against the blocks. None = those that are alive
         threads : 1..1024, over the queries; over lists where queries are fewer and scan long enough
         timeout_s : seconds until the call is given up, above 0; inf = never. Looked at between parts of the work.
 

@@ -16,6 +16,7 @@ from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.certificate import Certificate, Rung
 from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.spec import Manifest
 from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
 from vqdistill.types import WORK, F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 
@@ -23,6 +24,130 @@ _TRACED = 10
 """Candidates by code looked at for each result where no rows are read, to see how close they are."""
 _MARGIN_ERRORS = 4.0
 """Standard deviations of the codes' error by which a range search looks below its threshold."""
+
+
+class _Options:
+    """What a caller asks of one generation of an index, as options of the engine."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def of(
+        self,
+        k: Any,
+        nprobe: Any,
+        coverage: Any,
+        refine: Any,
+        confidence: Any,
+        recall: Any,
+        threads: Any,
+        timeout_s: Any,
+    ) -> tuple[SearchParams, dict[str, Any]]:
+        """Check what a search asks for, and turn it into options of the engine."""
+        params = SearchParams(
+            nprobe=nprobe,
+            coverage=coverage,
+            refine=refine,
+            confidence=confidence,
+            recall=recall,
+            threads=threads,
+            timeout_s=timeout_s,
+        )
+        if recall is not None:
+            certificate = self.certificate(recall)
+            rung, k = certificate.choose(recall, self.checked_k(k)), certificate.k
+            params = replace(params, recall=None, **rung.options)
+        results, deviations = self.checked_k(k), self._manifest.search.deviations
+        params = self._manifest.search.fill(params, results)
+        fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
+        return params, fixed | self.probing(params) | self._verification(params, results)
+
+    def certificate(self, recall: Any) -> Certificate:
+        certificate = self._manifest.certificate
+        if certificate is None:
+            raise InvalidInput(f"recall needs an index with a certificate, got {recall} for one without")
+        return certificate
+
+    def checked_k(self, k: Any) -> int:
+        n = self._manifest.n
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
+            raise InvalidInput(f"k must be an integer in 1..{n}, the rows of the index, got {k!r}")
+        return int(k)
+
+    def probing(self, params: SearchParams) -> dict[str, Any]:
+        """Options `nprobe`, `lift` and `temperature` of the engine."""
+        nlist, policy = self._manifest.nlist, self._manifest.search
+        if params.nprobe is not None and params.nprobe > nlist:
+            raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
+        coverage = params.coverage
+        if coverage is None:
+            return {"nprobe": params.nprobe}
+        if not policy.rungs:
+            raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
+        if coverage > policy.rungs[-1][0]:
+            raise InvalidInput(
+                f"coverage must be at most {policy.rungs[-1][0]}, the last that the index was calibrated for, got"
+                f" {coverage}; nprobe={nlist} visits all lists"
+            )
+        lift = policy.lift(coverage)
+        return {"nprobe": params.nprobe or nlist, "lift": lift, "temperature": policy.temperature}
+
+    def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
+        """Options `refine`, `misses` and `error` of the engine."""
+        refine, confidence, error = params.refine or 0, params.confidence, self._manifest.search.error
+        if 0 < refine < k:
+            raise InvalidInput(f"refine must be 0 or at least k = {k}, got {refine}")
+        if refine and self._manifest.dense == "none":
+            raise InvalidInput(f"refine must be 0 for an index without dense rows, got {refine}")
+        if confidence is None:
+            return {"refine": refine}
+        if error is None:
+            raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
+        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": error}
+
+
+class _View:
+    """One generation of an index, open for searching."""
+
+    def __init__(self, reader: IndexReader, io: str) -> None:
+        self.reader = reader
+        self.engine = reader.engine(io)
+        # Calls repeat themselves, and checking takes longer than a small search. Typed: True is no k, but equals 1.
+        self.options = _Options(reader.manifest)
+        self.known = lru_cache(maxsize=64, typed=True)(self.options.of)
+
+    def run(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
+        try:
+            timeout_s = math.inf if params.timeout_s is None else params.timeout_s
+            return getattr(self.engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
+        except TimeoutError:
+            raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
+        except OSError as error:
+            raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
+
+    def prepared(self, rows: Any, name: str = "queries") -> F32Rows:
+        manifest = self.reader.manifest
+        cosine = manifest.metric is Metric.COSINE
+        checked = as_f32_rows(rows, name, manifest.d, finite=not cosine)
+        return unit_rows(checked, name) if cosine else checked
+
+    def filter(self, allow: Any) -> dict[str, Any]:
+        """Option `allow` of the engine."""
+        prepared = allow if isinstance(allow, Allow) else prepare_allow(self.reader, allow)
+        manifest = self.reader.manifest
+        if prepared.index_id != manifest.index_id:
+            raise InvalidInput("allow must be prepared for the index that it filters, got that of another one")
+        if prepared.generation != manifest.generation:
+            raise InvalidInput(
+                f"allow must be prepared for generation {manifest.generation} of the index, which it filters, got"
+                f" {prepared.generation}; prepare it again"
+            )
+        return {"allow": (prepared.blocks, prepared.per_list)}
+
+    def named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """External ids and row numbers of positions."""
+        rows = self.reader.rows_of(positions, checked=True)
+        return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
 
 
 class Searcher:
@@ -35,11 +160,13 @@ class Searcher:
     """
 
     def __init__(self, reader: IndexReader, io: str = "auto") -> None:
-        self.reader = reader
-        """The index."""
-        self._engine = reader.engine(io)
-        # Calls repeat themselves, and checking takes longer than a small search. Typed: True is no k, but equals 1.
-        self._known = lru_cache(maxsize=64, typed=True)(self._options)
+        self._io = io
+        self._view = _View(reader, io)
+
+    @property
+    def reader(self) -> IndexReader:
+        """The generation of the index that is searched."""
+        return self._view.reader
 
     def search(
         self,
@@ -89,23 +216,23 @@ class Searcher:
         VqdistillError
             If the dense file cannot be read.
         """
-        asked = (k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
+        view, asked = self._view, (k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
         try:
-            params, options = self._known(*asked)
+            params, options = view.known(*asked)
         except TypeError:  # what cannot be a key is no option either; the check says so
-            params, options = self._options(*asked)
+            params, options = view.options.of(*asked)
         if allow is not None:
             if recall is not None:
                 raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
-            options = options | self._filter(allow)
-        scores, positions, work = self._run("search", self._prepared(queries), params, **options)
+            options = options | view.filter(allow)
+        scores, positions, work = view.run("search", view.prepared(queries), params, **options)
         if recall is not None:
             scores, positions = (np.ascontiguousarray(found[:, :k]) for found in (scores, positions))
-        return Hits(scores, *self._named(positions), work)
+        return Hits(scores, *view.named(positions), work)
 
     def rung(self, recall: float, k: int = 10) -> Rung:
         """Return the certified way to search that `search(..., k, recall=recall)` takes, as `Certificate.choose`."""
-        return self._certificate(recall).choose(recall, k)
+        return self._view.options.certificate(recall).choose(recall, k)
 
     def explain(self, query: Any, expected_ids: Any, k: int = 10, **options: Any) -> list[Fate]:
         """Tell for each expected id whether a search finds it, and if not, where it is lost.
@@ -127,7 +254,7 @@ class Searcher:
             As `search`; or if there is more than one query, or an id is none of the index.
         """
         rows = rows_of_ids(self.reader, expected_ids)[None]
-        queries = self._prepared(query)
+        queries = self._view.prepared(query)
         if len(queries) != 1:
             raise InvalidInput(f"query must be one, got {len(queries)}")
         trace = self.trace(queries, rows, k, **options)
@@ -163,12 +290,13 @@ class Searcher:
         InvalidInput, SearchTimeout, VqdistillError
             As `search`.
         """
-        params, engine = self._options(k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
-        queries, reader, verified = self._prepared(queries), self.reader, engine["refine"] > 0
-        _, positions, work = self._run("search", queries, params, **engine)
+        view = self._view
+        params, engine = view.options.of(k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
+        queries, reader, verified = view.prepared(queries), view.reader, engine["refine"] > 0
+        _, positions, work = view.run("search", queries, params, **engine)
         # Every candidate read, none of them cut off: what stopping and the limit of k keep from the results.
         deep = min(reader.manifest.n, engine["refine"] or _TRACED * engine["k"])
-        scores, candidates, _ = self._run("search", queries, params, **engine | {"k": deep, "misses": 0.0})
+        scores, candidates, _ = view.run("search", queries, params, **engine | {"k": deep, "misses": 0.0})
         returned, read = (reader.rows_of(found, checked=True) for found in (positions[:, :k], candidates))
         lists = lists_of_rows(reader) if lists is None else lists
         holding = np.where(rows < 0, -1, lists[rows]).astype(np.int64)
@@ -212,7 +340,8 @@ class Searcher:
             As `search`; and InvalidInput if `threshold` is not a finite number.
         """
         params = SearchParams(nprobe=nprobe, coverage=coverage, threads=threads, timeout_s=timeout_s)
-        manifest = self.reader.manifest
+        view = self._view
+        manifest = view.reader.manifest
         number = isinstance(threshold, (int, float, np.integer, np.floating)) and not isinstance(threshold, bool)
         if not number or not math.isfinite(threshold):
             raise InvalidInput(f"threshold must be a finite number, got {threshold!r}")
@@ -220,10 +349,10 @@ class Searcher:
             raise InvalidInput("verify must be False for an index without dense rows, got True")
         verify = manifest.dense != "none" if verify is None else bool(verify)
         margin = _MARGIN_ERRORS * (manifest.search.error or 0.0) if verify else 0.0
-        options = self._probing(manifest.search.fill(params, 1)) | ({} if allow is None else self._filter(allow))
-        counts, scores, positions, work = self._run(
+        options = view.options.probing(manifest.search.fill(params, 1)) | ({} if allow is None else view.filter(allow))
+        counts, scores, positions, work = view.run(
             "range_search",
-            self._prepared(queries),
+            view.prepared(queries),
             params,
             threshold=float(threshold),
             margin=margin,
@@ -231,14 +360,15 @@ class Searcher:
             **options,
         )
         lims = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return RangeHits(scores, *self._named(positions), work, lims)
+        return RangeHits(scores, *view.named(positions), work, lims)
 
     def prepare(self, allow: Any) -> Allow:
-        """Turn a mask of rows, or external ids, into a filter for any number of searches of this index.
+        """Turn a mask of rows, or external ids, into a filter for any number of searches of this generation.
 
         Parameters
         ----------
-        allow : (n,) bool over the source's rows, or external ids; ids that the index does not have allow nothing
+        allow : bool, one for each row number that the index has given; or external ids. Ids that the index does not
+            have allow nothing
 
         Raises
         ------
@@ -247,106 +377,113 @@ class Searcher:
         """
         return prepare_allow(self.reader, allow)
 
-    def _run(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
-        try:
-            timeout_s = math.inf if params.timeout_s is None else params.timeout_s
-            return getattr(self._engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
-        except TimeoutError:
-            raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
-        except OSError as error:
-            raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
+    def refresh(self) -> bool:
+        """Search the newest generation of the index from now on; searches under way end with that which they began.
 
-    def _prepared(self, queries: Any) -> F32Rows:
-        manifest = self.reader.manifest
-        cosine = manifest.metric is Metric.COSINE
-        rows = as_f32_rows(queries, "queries", manifest.d, finite=not cosine)
-        return unit_rows(rows, "queries") if cosine else rows
+        Cheap: what both generations have is not read again.
 
-    def _options(
-        self,
-        k: Any,
-        nprobe: Any,
-        coverage: Any,
-        refine: Any,
-        confidence: Any,
-        recall: Any,
-        threads: Any,
-        timeout_s: Any,
-    ) -> tuple[SearchParams, dict[str, Any]]:
-        """Check what a search asks for, and turn it into options of the engine."""
-        params = SearchParams(
-            nprobe=nprobe,
-            coverage=coverage,
-            refine=refine,
-            confidence=confidence,
-            recall=recall,
-            threads=threads,
-            timeout_s=timeout_s,
-        )
-        if recall is not None:
-            certificate = self._certificate(recall)
-            rung, k = certificate.choose(recall, self._checked_k(k)), certificate.k
-            params = replace(params, recall=None, **rung.options)
-        results, deviations = self._checked_k(k), self.reader.manifest.search.deviations
-        params = self.reader.manifest.search.fill(params, results)
-        fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
-        return params, fixed | self._probing(params) | self._verification(params, results)
+        Returns
+        -------
+        bool
+            Whether there was a newer one.
 
-    def _certificate(self, recall: Any) -> Certificate:
-        certificate = self.reader.manifest.certificate
-        if certificate is None:
-            raise InvalidInput(f"recall needs an index with a certificate, got {recall} for one without")
-        return certificate
+        Raises
+        ------
+        InvalidInput, CorruptIndex, VqdistillError
+            As `IndexReader.newest`; the searcher goes on with the generation that it had.
+        """
+        newest = self.reader.newest()
+        if newest is self.reader:
+            return False
+        self._view = _View(newest, self._io)
+        return True
 
-    def _checked_k(self, k: Any) -> int:
-        n = self.reader.manifest.n
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
-            raise InvalidInput(f"k must be an integer in 1..{n}, the rows of the index, got {k!r}")
-        return int(k)
+    def add(self, vectors: Any, ids: Any = None, *, on_duplicate: str = "refuse") -> int:
+        """Add rows to the index, on stable storage when this returns, and search them from now on.
 
-    def _probing(self, params: SearchParams) -> dict[str, Any]:
-        """Options `nprobe`, `lift` and `temperature` of the engine."""
-        nlist, policy = self.reader.manifest.nlist, self.reader.manifest.search
-        if params.nprobe is not None and params.nprobe > nlist:
-            raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
-        coverage = params.coverage
-        if coverage is None:
-            return {"nprobe": params.nprobe}
-        if not policy.rungs:
-            raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
-        if coverage > policy.rungs[-1][0]:
-            raise InvalidInput(
-                f"coverage must be at most {policy.rungs[-1][0]}, the last that the index was calibrated for, got"
-                f" {coverage}; nprobe={nlist} visits all lists"
-            )
-        lift = policy.lift(coverage)
-        return {"nprobe": params.nprobe or nlist, "lift": lift, "temperature": policy.temperature}
+        They are routed and encoded with the index's own model. One writer works at a time.
 
-    def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
-        """Options `refine`, `misses` and `error` of the engine."""
-        manifest = self.reader.manifest
-        refine, confidence, error = params.refine or 0, params.confidence, manifest.search.error
-        if 0 < refine < k:
-            raise InvalidInput(f"refine must be 0 or at least k = {k}, got {refine}")
-        if refine and manifest.dense == "none":
-            raise InvalidInput(f"refine must be 0 for an index without dense rows, got {refine}")
-        if confidence is None:
-            return {"refine": refine}
-        if error is None:
-            raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
-        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": error}
+        Parameters
+        ----------
+        vectors : (b, d) or (d,), any real dtype; scaled to unit norm under cosine
+        ids : (b,) external ids of the kind that the index has, no two equal; None where ids are row numbers: then rows
+            get the next ones
+        on_duplicate : what to do if the index has one of the ids: "refuse" all rows, or "replace" the row that has it
 
-    def _filter(self, allow: Any) -> dict[str, Any]:
-        """Option `allow` of the engine."""
-        prepared = allow if isinstance(allow, Allow) else self.prepare(allow)
-        if prepared.index_id != self.reader.manifest.index_id:
-            raise InvalidInput("allow must be prepared for the index that it filters, got that of another one")
-        return {"allow": (prepared.blocks, prepared.per_list)}
+        Returns
+        -------
+        int
+            Rows added.
 
-    def _named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """External ids and row numbers of positions."""
-        rows = self.reader.rows_of(positions, checked=True)
-        return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
+        Raises
+        ------
+        InvalidInput
+            If vectors or ids do not fit, an id repeats, or the index has it and nothing is to be replaced; nothing is
+            changed.
+        VqdistillError
+            If another writer is at work, or the disk refuses; nothing is changed.
+        """
+        # Here, because it encodes, which searching need not load.
+        from vqdistill.index.update import IndexUpdater
+
+        if on_duplicate not in ("refuse", "replace"):
+            raise InvalidInput(f"on_duplicate must be one of refuse, replace, got {on_duplicate!r}")
+        rows = self._view.prepared(vectors, "vectors")
+        with IndexUpdater(self.reader.path, sharing=self.reader) as updater:
+            updater.add(ids, rows, replace=on_duplicate == "replace")
+            updater.publish()
+        self.refresh()
+        return len(rows)
+
+    def upsert(self, vectors: Any, ids: Any) -> int:
+        """Add rows, replacing those that have the same ids; as `add` with on_duplicate "replace"."""
+        return self.add(vectors, ids, on_duplicate="replace")
+
+    def delete(self, ids: Any) -> int:
+        """Delete rows from the index, on stable storage when this returns; they are found no more from now on.
+
+        Parameters
+        ----------
+        ids : (b,) external ids of the kind that the index has; those that it does not have are passed over
+
+        Returns
+        -------
+        int
+            Rows deleted.
+
+        Raises
+        ------
+        InvalidInput
+            If ids are of another kind; nothing is changed.
+        VqdistillError
+            If another writer is at work, or the disk refuses; nothing is changed.
+        """
+        from vqdistill.index.update import IndexUpdater
+
+        with IndexUpdater(self.reader.path, sharing=self.reader) as updater:
+            deleted = updater.delete(ids)
+            updater.publish()
+        self.refresh()
+        return deleted
+
+    def compact(self) -> None:
+        """Merge all that was added into one list order, without deleted rows; the disk is freed by `index.gc`.
+
+        A compaction that was killed goes on where it ended, if nothing was changed since. Row numbers stay.
+
+        Raises
+        ------
+        InvalidInput
+            If every row is deleted.
+        VqdistillError
+            If another writer is at work, or the disk refuses; nothing is changed.
+        """
+        from vqdistill.index.update import IndexUpdater
+
+        with IndexUpdater(self.reader.path, sharing=self.reader) as updater:
+            updater.compact()
+            updater.publish()
+        self.refresh()
 
 
 def open(path: str | Path, verify: str = "headers", io: str = "auto") -> Searcher:

@@ -202,4 +202,6 @@ def smallest_manifest() -> Manifest:
         search=SearchPolicy(nprobe=1, refine=0),
         report={},
         segments={kind: replace(segment, crc32=(7,)) for kind, segment in layout.segments().items()},
+        model_id=bytes(range(16, 32)),
+        next_row=1,
     )

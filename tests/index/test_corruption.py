@@ -52,6 +52,8 @@ FILES = ["CURRENT", "manifest-1.json"] + [
         "dense",
         "ids_offsets",
         "ids_bytes",
+        "id_keys",
+        "id_order",
         *ADAPTERS,
     ]
 ]
@@ -188,7 +190,10 @@ def test_stray_files_are_problems_but_no_obstacle(index: Path) -> None:
     (index / "CURRENT.tmp-0123456789ab").touch()
     (index / "sub").mkdir()
     problems = verify(index)
-    assert [problem.split(":")[0] for problem in problems] == ["CURRENT.tmp-0123456789ab", "notes.txt", "sub"]
+    # Temporary files and those of other generations are what a killed writer leaves: no problem, and gc takes them.
+    (index / "codes-2.seg").touch()
+    (index / "manifest-7.json").touch()
+    assert [problem.split(":")[0] for problem in problems] == ["notes.txt", "sub"] and verify(index) == problems
     IndexReader.open(index).close()
 
 
@@ -249,8 +254,8 @@ def test_versions_and_features(index: Path) -> None:
         ({"version": 0}, FormatTooOld, f"format version 0 is no longer supported; {range_read}"),
         ({"required_features": ["tombstones"]}, FormatTooNew, f"'tombstones'.* are unknown; {range_read}"),
         ({"required_features": [1]}, CorruptIndex, "must be a list of strings"),
-        ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', 'certificate', 'tables'."),
-        ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters', 'certificate'."),
+        ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', "),
+        ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters', "),
         ({"version": "1"}, CorruptIndex, "version must be an integer"),
         ({"format": "faiss"}, CorruptIndex, "format must be 'vqdistill', got 'faiss'"),
     ]:

@@ -283,14 +283,8 @@ def test_bad_ids_are_refused(tmp_path: Path, ids: object, kind: str, message: st
 
 
 def test_equal_digests_of_different_ids_are_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Digest:
-        def __init__(self, text: bytes, digest_size: int) -> None:
-            self.size = digest_size
-
-        def digest(self) -> bytes:
-            return bytes(self.size)
-
-    monkeypatch.setattr("vqdistill.index.writer.hashlib.blake2b", Digest)
+    for module in ("writer", "idtable"):
+        monkeypatch.setattr(f"vqdistill.index.{module}.text_key", lambda text: bytes(8))
     sample = make_sample(n=20, ids="str")
     write_sample(tmp_path / "x.vqd", sample)
     _check(tmp_path / "x.vqd", sample)

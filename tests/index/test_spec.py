@@ -82,7 +82,7 @@ def test_manifest_to_bytes_and_back(manifest: Manifest) -> None:
 
 def test_every_value_replaced_by_every_hostile_one(manifest: Manifest, doc: dict[str, Any]) -> None:
     """What is accepted is the same manifest, or differs only where any value is good."""
-    free = {"plan", "report", "search", "index_id", "residual", "metric"}
+    free = {"plan", "report", "search", "index_id", "residual", "metric", "model_id", "next_row", "drift"}
     for place in leaves(doc):
         for value in HOSTILE:
             got = parsed_or_refused(encode(copy_with(doc, place, value)))
@@ -249,9 +249,17 @@ def test_half_tables_of_additive_codes() -> None:
         Manifest.parse(encode({**json.loads(good.to_bytes()), "tables": "f32"}), NAME)
 
 
+SINCE_4 = ("certificate", "model_id", "next_row", "deleted", "drift", "added")
+
+
+def _without_tables(doc: dict[str, Any]) -> dict[str, Any]:
+    """Without the tables of ids, which came with version 4."""
+    return doc | {"segments": {key: value for key, value in doc["segments"].items() if not key.startswith("id_")}}
+
+
 def test_a_manifest_of_version_1(doc: dict[str, Any]) -> None:
     """It has no tables, which are float32, and of the search two numbers."""
-    old = {key: value for key, value in doc.items() if key not in ("tables", "adapters", "certificate")}
+    old = {key: value for key, value in _without_tables(doc).items() if key not in ("tables", "adapters", *SINCE_4)}
     old |= {"version": 1, "search": {"nprobe": 2, "refine": 7}}
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.tables, manifest.search) == (1, "f32", SearchPolicy(nprobe=2, refine=7))
@@ -265,7 +273,9 @@ def test_a_manifest_of_version_1(doc: dict[str, Any]) -> None:
 
 def test_a_manifest_of_version_2(doc: dict[str, Any]) -> None:
     """It has no adapters."""
-    old = {key: value for key, value in doc.items() if key not in ("adapters", "certificate")} | {"version": 2}
+    old = {key: value for key, value in _without_tables(doc).items() if key not in ("adapters", *SINCE_4)} | {
+        "version": 2
+    }
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.adapters, manifest.tables) == (2, {}, doc["tables"])
     for wrong in (doc | {"version": 2}, old | {"version": 3}):
@@ -274,8 +284,8 @@ def test_a_manifest_of_version_2(doc: dict[str, Any]) -> None:
 
 
 def test_a_manifest_of_version_3(doc: dict[str, Any]) -> None:
-    """It has no certificate."""
-    old = {key: value for key, value in doc.items() if key != "certificate"} | {"version": 3}
+    """It has no certificate, and one set of rows."""
+    old = {key: value for key, value in _without_tables(doc).items() if key not in SINCE_4} | {"version": 3}
     manifest = Manifest.parse(encode(old), NAME)
     assert (manifest.version, manifest.certificate) == (3, None)
     for wrong in (doc | {"version": 3}, old | {"version": 4}):

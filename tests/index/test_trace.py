@@ -37,7 +37,7 @@ def test_every_fate_is_what_the_search_did(index: tuple[Searcher, Any], setting:
     hits = searcher.search(queries, K, **setting)
     assert np.array_equal(trace.visited, hits.query_stats["lists_probed"])
     assert np.array_equal(trace.read, hits.query_stats["dense_rows"])
-    sizes = np.diff(searcher.reader.list_offsets)
+    sizes = np.diff(searcher.reader.sets[0].list_offsets)
     lists = lists_of_rows(searcher.reader)
     for i in range(Q):
         # The lists that a query would visit first hold as many rows as it scanned.

@@ -63,13 +63,13 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             kD,
             kM,
             kDsub,
-            arrays.list_offsets.data(),
+            {{arrays.list_offsets.data(), arrays.packed.data()}},
+            {},
             {arrays.router.data()},
             {arrays.coarse.data()},
             arrays.mean.data(),
             arrays.rotation.data(),
             {arrays.codewords.data()},
-            arrays.packed.data(),
             {},
             {}};
 }

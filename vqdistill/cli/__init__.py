@@ -1,4 +1,4 @@
-"""Command line: `vqdistill compile | plan | search | eval | explain | inspect | verify | bench | report`."""
+"""The command line: `vqdistill compile`, `search` and the others."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from vqdistill.cli.build import compile_command, plan_command
 from vqdistill.cli.evaluate import eval_command, explain_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
+from vqdistill.cli.update import (
+    add_command,
+    compact_command,
+    delete_command,
+    gc_command,
+    merge_command,
+    upsert_command,
+)
 from vqdistill.errors import VqdistillError
 
 
@@ -36,6 +44,12 @@ for command in (
     explain_command,
     inspect_command,
     verify_command,
+    add_command,
+    upsert_command,
+    delete_command,
+    compact_command,
+    merge_command,
+    gc_command,
     bench_command,
     report_command,
 ):

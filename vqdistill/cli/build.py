@@ -19,6 +19,7 @@ from vqdistill.progress import ConsoleProgress
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
 @click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
+@click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
 @build_options
 def compile_command(
     source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, **options: Any

@@ -31,8 +31,11 @@ def inspect_command(index: str, queries: str | None, metric: str | None, as_json
     with vqd.open_index(index) as reader:
         sizes = {"resident_bytes": reader.resident_bytes, "disk_bytes": reader.disk_bytes}
         shown = json.loads(reader.manifest.to_bytes())
-        for segment in shown["segments"].values():
-            del segment["crc32"]
+        for segments in (shown["segments"], *(rows["segments"] for rows in shown.get("added", []))):
+            for segment in segments.values():
+                del segment["crc32"]
+        drift = reader.manifest.drift
+        shown["warnings"] = [] if drift is None else drift.warnings
         if not as_json:  # as a table, below
             del shown["certificate"]
         show({"index": index} | shown | sizes, as_json)

@@ -31,9 +31,11 @@ from vqdistill.compiler.work import WorkDir, work_path
 from vqdistill.config import Budget, DistillConfig, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
+from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import read_manifest
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.reader import open_index
 from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES, Manifest
 from vqdistill.index.writer import IndexWriter
@@ -62,6 +64,7 @@ def compile(
     false_negatives: float | None = None,
     seed: int = 0,
     threads: int | None = None,
+    warm_start: str | Path | None = None,
     build_ram: str | int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -99,6 +102,8 @@ def compile(
     debias, false_negatives : see `DistillConfig`; the latter needs such judgments alone, mix 1
     seed : of every random choice; same input, options and seed give the same bytes
     threads : None = all cores that this process may use
+    warm_start : an index of additive codes with the same metric, dimensions and m to go on from, such as one of fewer
+        rows of the kind; its model saves most of the training. None = from nothing
     build_ram : hard cap on the resident memory of this process, such as "1GiB": how many rows and queries are trained
         on, and at a time encoded, follows from it. None = what serves quality and speed, about 2 GiB.
     resume : go on with the `<out>.work` of a compile that was interrupted, to the same bytes; without one, start.
@@ -146,6 +151,7 @@ def compile(
     src = open_source(input, metric=metric, ids=ids)
     decision = decide(src, wishes, progress)
     plan = decision.plan
+    warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
     progress.note(decision.explain())
     sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
     if cap is not None:
@@ -154,12 +160,12 @@ def compile(
         config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
         give_back_freed_memory()
         progress.note(f"build-ram    {sizes.explain(cap)}")
-    options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes)}
+    options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes), "warm": began}
     made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
     dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
     with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
         if work.trained is None:
-            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted))
+            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted, warm))
         done = work.trained
         assert done is not None
         if decision.prediction is not None:
@@ -259,6 +265,16 @@ def _encode(
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
             return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
+
+
+def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[IvfPqModel, str]:
+    """The model to go on from, and what tells it from others."""
+    if not distill:
+        raise InvalidInput("warm_start needs distillation, which is all that it shortens")
+    with open_index(path) as reader:
+        model, manifest = reader.model, reader.manifest
+    WarmStart(model).require_match(plan.model, plan.metric, plan.facts.dim)
+    return model, f"{manifest.index_id.hex()} {manifest.generation}"
 
 
 def _require_free(out: str | Path, resume: bool) -> None:

@@ -13,6 +13,7 @@ from vqdistill.compiler.supervision import FEWEST_CERTIFIED, DenseTeacher, Super
 from vqdistill.config import DistillConfig, RecallTarget
 from vqdistill.data.teacher import Judge
 from vqdistill.distill.trainer import Distiller
+from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
 from vqdistill.model.ivfpq import IvfPqModel
@@ -46,6 +47,7 @@ def train(
     mix: float,
     dense: DenseTeacher,
     wanted: RecallTarget | None = None,
+    warm: IvfPqModel | None = None,
 ) -> Trained:
     """Train what `plan` asks for.
 
@@ -54,6 +56,7 @@ def train(
     queries, teacher, mix : as for `compile`
     dense : searches the rows of the source
     wanted : recall that is to be proven
+    warm : a model to go on from
 
     Raises
     ------
@@ -61,7 +64,8 @@ def train(
         If queries, teacher or rows are not usable, or queries are too few to prove what is wanted.
     """
     lesson = supervise(dense.src, queries, teacher, dense, proven=wanted is not None)
-    distiller = Distiller(plan.model, config, dense.threads, dense.progress)
+    start = None if warm is None else WarmStart(warm)
+    distiller = Distiller(plan.model, config, dense.threads, dense.progress, start)
     model, report, held_out = _teach(distiller, lesson, mix, dense)
     provable = len(lesson.reserved) > 0 and len(held_out) > 0
     if not provable:

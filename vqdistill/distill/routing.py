@@ -34,19 +34,22 @@ _SCALE_QUERIES = 1024
 _QUERIES_AT_ONCE = 256
 
 
-def choose_lists(plain: Coarse, terms: RowTerms, judge: HeldOut, seed: int) -> tuple[Coarse, F64, F64]:
+def choose_lists(
+    plain: Coarse, terms: RowTerms, judge: HeldOut, seed: int, start: F32Rows | None = None
+) -> tuple[Coarse, F64, F64]:
     """Cluster the rows anew, drawn together by their queries, and let the held-out queries choose.
 
     Parameters
     ----------
     plain : lists of the judge's corpus by its rows alone
     terms : training queries of these rows
+    start : (nlist, d) centroids to start from
 
     Returns
     -------
     The lists that route held-out queries better by their centroids, and `route_recalls` of the plain and the new ones.
     """
-    shaped = train_query_coarse(judge.corpus.x, terms, len(plain.centroids), seed)
+    shaped = train_query_coarse(judge.corpus.x, terms, len(plain.centroids), seed, start)
     before, after = (judge.route_recalls(coarse.centroids, coarse.lists) for coarse in (plain, shaped))
     return shaped if surely_better(before, after) else plain, before, after
 

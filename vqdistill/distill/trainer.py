@@ -26,10 +26,18 @@ from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Mine
 from vqdistill.distill.spaces import SHARES, choose_space
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
+from vqdistill.distill.warm import ROUNDS, WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.kernels.threads import one_library_thread
-from vqdistill.model.additive import RowTerms
-from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
+from vqdistill.model.additive import METRIC_ROUNDS, RowTerms
+from vqdistill.model.codebooks import (
+    Coarse,
+    corpus_mean,
+    serve_rows,
+    train_additive_start,
+    train_coarse,
+    train_start,
+)
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.space import Space
 from vqdistill.progress import Progress
@@ -88,6 +96,7 @@ class Distiller:
     config : training options
     threads : threads of the held-out searches; results do not depend on it
     progress : told of every stage
+    warm : a model to go on from; None = from nothing
 
     Attributes
     ----------
@@ -106,6 +115,7 @@ class Distiller:
     config: DistillConfig = field(default_factory=DistillConfig)
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
+    warm: WarmStart | None = None
     report: dict[str, Any] = field(default_factory=dict, init=False)
     calibrated: dict[str, Any] = field(default_factory=dict, init=False)
     held_out: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), init=False)
@@ -147,6 +157,9 @@ class Distiller:
         """
         queries = as_f32_rows(queries, "queries", src.dim) if len(queries) else np.empty((0, src.dim), np.float32)
         self._check(src, queries, relevance, dense_teacher)
+        if self.warm is not None:
+            self.warm.require_match(self.model, src.metric, src.dim)
+            self.config = self.warm.shorter(self.config)
         rng = np.random.default_rng([self.config.seed, 0])
         rows = training_rows(src.n, relevance, max(1, self.config.train_bytes // (4 * src.dim)), rng)
         corpus = self._corpus(src, rows)
@@ -229,6 +242,8 @@ class Distiller:
     ) -> Space | None:
         """Choose the coordinates of additive codes; all training happens in them."""
         stage_runs = self.config.enabled and "space" not in self.config.skip and len(held) > 0
+        if self.warm is not None:
+            return self.warm.model.space
         if not stage_runs or self.model.codes != "additive":
             return None
         judge = HeldOut(corpus, self._lists(queries, relevance, held), self.threads)
@@ -240,13 +255,15 @@ class Distiller:
     def _coarse(self, corpus: Corpus, terms: RowTerms | None, judge: HeldOut) -> Coarse:
         """Cluster the rows; with queries, also by the queries, and let the held-out ones choose."""
         nlist, seed = self.model.nlist, self.model.seed
+        known = None if self.warm is None else self.warm.lists(nlist)
+        start = None if known is None else known.coarse
         with self.progress.stage("coarse k-means", len(corpus.x)) as stage:
-            plain = train_coarse(corpus.x, nlist, seed)
+            plain = train_coarse(corpus.x, nlist, seed, start)
             stage.advance(len(corpus.x))
         if terms is None or "lists" in self.config.skip:
             return plain
         with self.progress.stage("lists for the queries", len(corpus.x)) as stage:
-            coarse, before, after = choose_lists(plain, terms, judge, seed)
+            coarse, before, after = choose_lists(plain, terms, judge, seed, start)
             stage.advance(len(corpus.x))
         self._note("lists", before, after)
         return coarse
@@ -254,6 +271,10 @@ class Distiller:
     def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
         """Train the undistilled candidates and let the held-out queries choose; also return the codes of the rows."""
         corpus, judge = lesson.corpus, lesson.judge
+        if self.warm is not None:
+            model = self.warm.start(lesson.coarse, corpus_mean(corpus.x))
+            self.report["start"] = {"warm": True, "residual": model.residual}
+            return model, lesson.encode(model)
         train = train_additive_start if self.model.codes == "additive" else train_start
         tried: dict[str, float | None] = {}
         best: tuple[float, IvfPqModel, Codes] | None = None
@@ -288,6 +309,8 @@ class Distiller:
     def _distil(
         self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
     ) -> tuple[IvfPqModel, Codes]:
+        if self.warm is not None:
+            model = self.warm.tables(model)
         student = Student(model, lesson.corpus, lesson.coarse.lists)
         maker = self._batches(lesson)
         objective = self._objective(lesson, maker)
@@ -339,7 +362,8 @@ class Distiller:
         """Fit codes and codewords to the errors that each row's own queries see."""
         own = terms.take(rows)
         with self.progress.stage("additive codes for the queries", len(rows)) as stage:
-            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed, self.config.codebook_rows)
+            most, rounds = self.config.codebook_rows, METRIC_ROUNDS if self.warm is None else ROUNDS
+            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed, most, rounds)
             served = lesson.encode(model, own)
             before, after = lesson.judge.code_recalls(start, codes), lesson.judge.code_recalls(model, served)
             stage.advance(len(rows))
@@ -362,8 +386,10 @@ class Distiller:
     def _route(self, model: IvfPqModel, lesson: _Lesson, rng: np.random.Generator) -> IvfPqModel:
         """Teach the router where the documents of queries are."""
         with self.progress.stage("distil router", self.config.router_steps, "steps") as stage:
+            known = None if self.warm is None else self.warm.lists(model.nlist)
+            start = model.router if known is None else known.router
             learned = learn_router(
-                model.router, lesson.train, lesson.coarse.lists, lesson.judge, self.config, rng, stage.advance
+                start, lesson.train, lesson.coarse.lists, lesson.judge, self.config, rng, stage.advance
             )
             ladder = calibrate_lift(learned.router, learned.temperature, lesson.coarse.lists, lesson.judge)
         self._note("router", learned.before, learned.after)

@@ -168,7 +168,7 @@ def _speed(searcher: Searcher, test: TestSet, k: int, options: dict[str, Any]) -
 
 
 def _sizes(reader: IndexReader) -> dict[str, float]:
-    codes = reader.manifest.segments["codes"].bytes
+    codes = sum(rows.segments["codes"].bytes for rows in reader.manifest.sets)
     return {
         "ram_bytes_per_vector": reader.manifest.m / 2,
         "ram_bytes_fixed": reader.resident_bytes - codes,

@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.config import BLOCK_ROWS
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import IndexReader
+from vqdistill.index.rows import count_by_list, set_bits
 
 _CHUNK = 1 << 16
-"""Positions whose rows or ids are looked up together; a multiple of BLOCK_ROWS."""
+"""Positions whose rows or ids are looked up together."""
 
 
 @dataclass(frozen=True)
 class Allow:
-    """A filter over one index: one bit a row, in the order of the codes."""
+    """A filter over one generation of an index: one bit a row, in the order of the codes."""
 
     index_id: bytes
     """Of the index that it was made for."""
+    generation: int
+    """Of the index."""
     blocks: npt.NDArray[np.uint32]
-    """(nblocks,) bit r of block b = position 32 b + r"""
+    """(blocks of all sets,) bit r of block b of a set = its row 32 b + r"""
     per_list: npt.NDArray[np.int64]
     """(nlist,) allowed rows of each list"""
 
@@ -34,12 +36,12 @@ class Allow:
 
 
 def prepare_allow(reader: IndexReader, allow: Any) -> Allow:
-    """Turn a mask of rows, or a collection of external ids, into a filter.
+    """Turn a mask of rows, or a collection of external ids, into a filter; deleted rows are never allowed.
 
     Parameters
     ----------
-    allow : (n,) bool, one for each row of the compiled source; or external ids, as the index has them (row numbers,
-        integers or strings), in any order. Ids that the index does not have allow nothing.
+    allow : bool, one for each row number that the index has given, (n,) if nothing was deleted; or external ids, as the
+        index has them (row numbers, integers or strings), in any order. Ids that it does not have allow nothing.
 
     Raises
     ------
@@ -49,11 +51,15 @@ def prepare_allow(reader: IndexReader, allow: Any) -> Allow:
     manifest = reader.manifest
     wanted = np.asarray(allow)
     if wanted.dtype == np.bool_:
-        if wanted.shape != (manifest.n,):
-            raise InvalidInput(f"allow must be a mask of {manifest.n} rows, got shape {wanted.shape}")
-        return _by_position(reader, lambda positions: wanted[reader.rows_of(positions)])
-    keys = np.unique(_checked_ids(wanted, manifest.ids))
-    return _by_position(reader, lambda positions: _in_sorted(reader.ids_of(positions), keys))
+        if wanted.shape != (manifest.next_row,):
+            raise InvalidInput(f"allow must be a mask of {manifest.next_row} rows, got shape {wanted.shape}")
+        return _filter(reader, _by_position(reader, lambda positions: wanted[reader.rows_of(positions)]))
+    ids = _checked_ids(wanted, manifest.ids)
+    if manifest.version >= 4:
+        found = reader.positions_of(ids)
+        return _filter(reader, found[found >= 0])
+    keys = np.unique(ids)
+    return _filter(reader, _by_position(reader, lambda positions: _in_sorted(reader.ids_of(positions), keys)))
 
 
 def _checked_ids(ids: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:
@@ -70,12 +76,15 @@ def _in_sorted(ids: npt.NDArray[Any], keys: npt.NDArray[Any]) -> npt.NDArray[np.
     return np.asarray(keys[np.minimum(np.searchsorted(keys, ids), len(keys) - 1)] == ids)
 
 
-def _by_position(reader: IndexReader, allowed: Any) -> Allow:
+def _by_position(reader: IndexReader, allowed: Any) -> npt.NDArray[np.int64]:
+    """Positions that `allowed`, which tells of any of them, allows."""
     n = reader.manifest.n
-    bits = np.zeros(-(-n // BLOCK_ROWS) * BLOCK_ROWS, np.bool_)
-    for begin in range(0, n, _CHUNK):
-        positions = np.arange(begin, min(n, begin + _CHUNK))
-        bits[positions] = allowed(positions)
-    blocks = np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
-    before = np.concatenate([[0], np.cumsum(bits, dtype=np.int64)])
-    return Allow(reader.manifest.index_id, blocks, np.diff(before[reader.list_offsets]))
+    chunks = (np.arange(begin, min(n, begin + _CHUNK)) for begin in range(0, n, _CHUNK))
+    return np.concatenate([positions[allowed(positions)] for positions in chunks])
+
+
+def _filter(reader: IndexReader, positions: npt.NDArray[np.int64]) -> Allow:
+    positions = positions[reader.alive.of(positions)]
+    blocks = set_bits(reader.sets, positions)
+    manifest = reader.manifest
+    return Allow(manifest.index_id, manifest.generation, blocks, count_by_list(reader.sets, blocks))

@@ -99,6 +99,8 @@ class Certificate:
     """Share of the exact neighbours among those of an index, on a sample; None where the truth is exact."""
     rungs: tuple[Rung, ...]
     """By rising target, at least one."""
+    stale: bool = False
+    """Whether rows were added or deleted since it was measured."""
 
     def choose(self, recall: float, k: int) -> Rung:
         """Return the cheapest rung whose lower bound reaches `recall`, for `k` results.
@@ -152,6 +154,7 @@ class Certificate:
             truth=truth,
             truth_recall=truth_recall,
             rungs=rungs,
+            stale=entry.boolean("stale"),
         )
 
 

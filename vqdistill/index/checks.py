@@ -15,13 +15,15 @@ from vqdistill.config import BLOCK_ROWS
 from vqdistill.errors import CorruptIndex
 from vqdistill.index import byte_rows
 from vqdistill.index.files import read_array, read_bytes
-from vqdistill.index.spec import CRC_BYTES, PAGE, TABLE_ROWS, Manifest, Segment
+from vqdistill.index.spec import CRC_BYTES, PAGE, TABLE_ROWS, Manifest, RowSet, Segment
 
 _CHUNK_ITEMS = 1 << 17
 """Integers of a disk segment that are checked together."""
+_SPARSE = 64
+"""Row numbers for each row from which on they are sorted rather than ticked off."""
 
 
-def segment_problems(fd: int, segment: Segment, manifest: Manifest, path: Path) -> Iterator[str]:
+def segment_problems(fd: int, segment: Segment, rows: RowSet, manifest: Manifest, path: Path) -> Iterator[str]:
     """Yield one sentence for each wrong checksum, padding that is not zero, and content its kind does not allow."""
     clean = True
     for at, wanted in enumerate(segment.crc32):
@@ -34,7 +36,7 @@ def segment_problems(fd: int, segment: Segment, manifest: Manifest, path: Path) 
     if any(read_bytes(fd, segment.file_bytes - end, end, path)):
         yield f"{segment.file}: padding after byte {end} must be zero, got other values"
     if clean:
-        _check_content(fd, segment, manifest, path)
+        _check_content(fd, segment, rows, manifest, path)
 
 
 def checksum_problems(segment: Segment, data: memoryview) -> Iterator[str]:
@@ -51,20 +53,26 @@ def _checksum_problem(segment: Segment, at: int, wanted: int, got: int) -> str:
     return f"{segment.file}: crc32 of payload bytes {begin}..{end - 1} must be {wanted:08x}, got {got:08x}"
 
 
-def _check_content(fd: int, segment: Segment, manifest: Manifest, path: Path) -> None:
+def _check_content(fd: int, segment: Segment, rows: RowSet, manifest: Manifest, path: Path) -> None:
     """Require of a payload with the right checksums what its kind promises."""
     if segment.kind == "list_offsets":
-        check_list_offsets(read_array(fd, segment, path), manifest)
+        check_list_offsets(read_array(fd, segment, path), rows.n, segment)
     elif segment.kind == "codes":
         last = PAGE + segment.bytes - segment.row_bytes
-        _check_last_block(read_bytes(fd, segment.row_bytes, last, path), segment, manifest)
+        _check_last_block(read_bytes(fd, segment.row_bytes, last, path), segment, rows.n)
     elif segment.kind == "rows":
-        _check_permutation(fd, segment, path)
+        _check_distinct(fd, segment, manifest.next_row, path)
+    elif segment.kind == "id_order":
+        _check_distinct(fd, segment, rows.n, path)
+    elif segment.kind == "id_keys":
+        _check_sorted(fd, segment, path)
+    elif segment.kind == "deleted":
+        check_deleted(read_array(fd, segment, path), manifest)
     elif segment.kind == "ids":
         for ids in _integer_chunks(fd, segment, path):
             check_not_missing(ids, segment)
     elif segment.kind == "ids_offsets":
-        _check_ids_offsets(fd, segment, manifest.segments["ids_bytes"].bytes, path)
+        _check_ids_offsets(fd, segment, rows.segments["ids_bytes"].bytes, path)
     elif segment.kind == "ids_bytes":
         _check_text(fd, segment, path)
     elif segment.dtype in ("f2", "f4") and segment.kind != "dense":
@@ -73,12 +81,30 @@ def _check_content(fd: int, segment: Segment, manifest: Manifest, path: Path) ->
         _check_byte_rows(read_array(fd, segment, path), segment)
 
 
-def check_list_offsets(offsets: npt.NDArray[np.int64], manifest: Manifest) -> None:
+def check_list_offsets(offsets: npt.NDArray[np.int64], n: int, segment: Segment) -> None:
     """Require that offsets (nlist + 1,) grow from 0 to n; native code relies on it."""
-    if offsets[0] != 0 or offsets[-1] != manifest.n or (offsets[1:] < offsets[:-1]).any():
-        file = manifest.segments["list_offsets"].file
+    if offsets[0] != 0 or offsets[-1] != n or (offsets[1:] < offsets[:-1]).any():
         got = f"{offsets[0]}..{offsets[-1]} or a step back"
-        raise CorruptIndex(f"{file}: offsets must grow from 0 to {manifest.n}, got {got}")
+        raise CorruptIndex(f"{segment.file}: offsets must grow from 0 to {n}, got {got}")
+
+
+def count_bits(blocks: npt.NDArray[np.uint32]) -> int:
+    """Number of bits that are set."""
+    parts = (blocks[begin : begin + _CHUNK_ITEMS] for begin in range(0, len(blocks), _CHUNK_ITEMS))
+    return sum(int(np.unpackbits(part.view(np.uint8)).sum()) for part in parts)
+
+
+def check_deleted(blocks: npt.NDArray[np.uint32], manifest: Manifest) -> None:
+    """Require as many bits as the manifest has deleted rows, and none behind the rows of a set."""
+    file, got = manifest.segments["deleted"].file, count_bits(blocks)
+    if got != manifest.deleted:
+        raise CorruptIndex(f"{file}: {manifest.deleted} rows must be deleted, got {got}")
+    end = 0
+    for rows in manifest.sets:
+        end += rows.nblocks
+        used = (rows.n - 1) % BLOCK_ROWS + 1
+        if int(blocks[end - 1]) >> used:
+            raise CorruptIndex(f"{file}: bits behind the {rows.n} rows of a set must be 0, got others")
 
 
 def _check_byte_rows(rows: npt.NDArray[np.uint8], segment: Segment) -> None:
@@ -92,9 +118,9 @@ def _check_finite(array: npt.NDArray[Any], segment: Segment) -> None:
         raise CorruptIndex(f"{segment.file}: values must be finite, got NaN or infinity")
 
 
-def _check_last_block(block: bytes, segment: Segment, manifest: Manifest) -> None:
+def _check_last_block(block: bytes, segment: Segment, n: int) -> None:
     rows = np.frombuffer(block, dtype=np.uint8).reshape(segment.shape[1:])
-    used = (manifest.n - 1) % BLOCK_ROWS + 1
+    used = (n - 1) % BLOCK_ROWS + 1
     if rows[:, used:].any():
         raise CorruptIndex(f"{segment.file}: the {BLOCK_ROWS - used} rows of padding must have code 0, got others")
 
@@ -105,15 +131,27 @@ def _integer_chunks(fd: int, segment: Segment, path: Path) -> Iterator[npt.NDArr
         yield np.frombuffer(read_bytes(fd, 8 * count, PAGE + 8 * begin, path), dtype="<i8")
 
 
-def _check_permutation(fd: int, segment: Segment, path: Path) -> None:
+def _check_distinct(fd: int, segment: Segment, end: int, path: Path) -> None:
     n = segment.shape[0]
-    seen = np.zeros(n, dtype=np.bool_)
+    sparse = end > _SPARSE * n
+    seen, held = np.zeros(0 if sparse else end, dtype=np.bool_), []
     for rows in _integer_chunks(fd, segment, path):
-        if rows.min() < 0 or rows.max() >= n:
-            raise CorruptIndex(f"{segment.file}: rows must be in [0, {n}), got {rows.min()}..{rows.max()}")
-        seen[rows] = True
-    if not seen.all():
-        raise CorruptIndex(f"{segment.file}: every row must come once, got row {int(seen.argmin())} never")
+        if rows.min() < 0 or rows.max() >= end:
+            raise CorruptIndex(f"{segment.file}: rows must be in [0, {end}), got {rows.min()}..{rows.max()}")
+        if sparse:
+            held.append(rows)
+        else:
+            seen[rows] = True
+    if (got := len(np.unique(np.concatenate(held))) if sparse else int(seen.sum())) != n:
+        raise CorruptIndex(f"{segment.file}: {n} rows must differ, got {got} that do")
+
+
+def _check_sorted(fd: int, segment: Segment, path: Path) -> None:
+    last = None
+    for keys in _integer_chunks(fd, segment, path):
+        if (keys[1:] < keys[:-1]).any() or (last is not None and keys[0] < last):
+            raise CorruptIndex(f"{segment.file}: keys must never fall, got a step back")
+        last = int(keys[-1])
 
 
 def check_not_missing(numbers: npt.NDArray[np.int64], segment: Segment) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import secrets
 import shutil
@@ -158,11 +159,12 @@ def publish_manifest(ops: FileOps, directory: Path, manifest: Manifest) -> None:
     """
     data = manifest.to_bytes()
     # This syncs the directory, and with it the names of the segments, before CURRENT depends on them.
-    _replace_file(ops, directory, manifest.file, data)
-    _replace_file(ops, directory, CURRENT, encode_current(manifest.file, data))
+    replace_file(ops, directory, manifest.file, data)
+    replace_file(ops, directory, CURRENT, encode_current(manifest.file, data))
 
 
-def _replace_file(ops: FileOps, directory: Path, name: str, data: bytes) -> None:
+def replace_file(ops: FileOps, directory: Path, name: str, data: bytes) -> None:
+    """Write a small file of a directory, atomically, and sync both."""
     # The name is unique, so that the leftover of a killed writer is never in the way.
     temporary = directory / f"{name}.{temporary_suffix()}"
     with created(ops, temporary) as fd:
@@ -249,14 +251,22 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         found = "a file" if directory.exists() else "nothing"
         raise InvalidInput(f"index must be a directory made by vqdistill, got {found} at {directory}")
-    name, crc = parse_current(_read_small(directory / CURRENT, CURRENT_MAX_BYTES))
-    data = _read_small(directory / name, MANIFEST_MAX_BYTES)
+    current = read_small(directory / CURRENT, CURRENT_MAX_BYTES)
+    name, crc = parse_current(current)
+    try:
+        data = read_small(directory / name, MANIFEST_MAX_BYTES)
+    except CorruptIndex:
+        # A writer may have gone on, and removed this generation.
+        if read_small(directory / CURRENT, CURRENT_MAX_BYTES) == current:
+            raise
+        return read_manifest(directory)
     if zlib.crc32(data) != crc:
         raise CorruptIndex(f"{name}: crc32 must be {crc:08x} as CURRENT says, got {zlib.crc32(data):08x}")
     return Manifest.parse(data, name)
 
 
-def _read_small(path: Path, limit: int) -> bytes:
+def read_small(path: Path, limit: int) -> bytes:
+    """Read a whole file of at most `limit` bytes; raises as `open_regular`, and CorruptIndex if it is longer."""
     fd = open_regular(path)
     try:
         size = os.fstat(fd).st_size
@@ -297,6 +307,15 @@ def read_array(fd: int, segment: Segment, path: Path) -> npt.NDArray[Any]:
     array: npt.NDArray[Any] = np.empty(segment.shape, dtype=f"<{segment.dtype}")
     read_into(fd, as_bytes(array), PAGE, path)
     return array
+
+
+def map_segment(fd: int, segment: Segment) -> npt.NDArray[Any]:
+    """Map the payload of a segment, whose pages stay the page cache's."""
+    file = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+    file.madvise(mmap.MADV_RANDOM)
+    dtype = np.dtype(segment.numpy_dtype)
+    count = segment.bytes // dtype.itemsize
+    return np.frombuffer(file, dtype=dtype, count=count, offset=PAGE).reshape(segment.shape)
 
 
 def read_rows(

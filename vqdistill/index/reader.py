@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +18,19 @@ import numpy.typing as npt
 from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.byte_rows import from_bytes
-from vqdistill.index.checks import check_list_offsets, check_not_missing, checksum_problems, segment_problems
+from vqdistill.index.checks import check_deleted, check_list_offsets, checksum_problems, segment_problems
 from vqdistill.index.files import (
     CURRENT,
     as_bytes,
     open_segment,
     read_array,
-    read_bytes,
     read_manifest,
-    read_rows,
     reading,
 )
-from vqdistill.index.spec import PAGE, Manifest, Segment
+from vqdistill.index.locks import lock_generation
+from vqdistill.index.lookup import find
+from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
+from vqdistill.index.spec import PAGE, Manifest, Segment, is_leftover
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.types import F32Rows, Metric
 
@@ -46,15 +47,43 @@ class IndexReader:
     """
 
     _closer: weakref.finalize[[], IndexReader]
+    _lock: weakref.finalize[[int], IndexReader] | None = None
+    """Lets go of the generation; see `index.locks`."""
 
-    def __init__(self, path: Path, manifest: Manifest, fds: dict[str, int]) -> None:
-        """Load the resident segments out of checked files; called by `open`."""
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        fds: Sequence[dict[str, int]],
+        known: Mapping[Segment, npt.NDArray[Any]] | None = None,
+    ) -> None:
+        """Load the resident segments out of checked files; called by `open`.
+
+        Parameters
+        ----------
+        fds : descriptors by kind: those of `manifest.segments`, then those of each added set
+        known : resident segments, which need not be loaded again
+        """
         self.path = path
         self.manifest = manifest
-        self._fds = fds
-        self._maps: dict[str, npt.NDArray[np.int64] | None] = {}
-        self._arrays = {kind: self._load(kind) for kind, segment in manifest.segments.items() if segment.resident}
-        check_list_offsets(self._arrays["list_offsets"], manifest)
+        self._fds = fds[0]
+        held = [
+            {
+                kind: known[segment] if known and segment in known else self._load(segment, files[kind])
+                for kind, segment in segments.items()
+                if segment.resident and kind != "deleted"
+            }
+            for files, segments in zip(fds, _segments_by_set(manifest), strict=True)
+        ]
+        self._arrays = held[0]
+        self.sets = [
+            OpenRows(path, rows, files, arrays) for rows, files, arrays in zip(manifest.sets, fds, held, strict=True)
+        ]
+        """Sets of rows, by rising position."""
+        for rows in self.sets:
+            check_list_offsets(rows.list_offsets, rows.n, rows.segment("list_offsets"))
+        self.alive = Alive(self.sets, self._load_deleted())
+        """Rows that are not deleted."""
 
     @classmethod
     def open(cls, path: str | Path, verify: str = "headers") -> IndexReader:
@@ -82,11 +111,53 @@ class IndexReader:
             problems = list(_problems(path))
             if problems:
                 raise CorruptIndex(f"{problems[0]} (first of {len(problems)} problems)")
-        return cls.open_files(path, read_manifest(path))
+        return cls._open_current(path, None)
+
+    def newest(self) -> IndexReader:
+        """Open the generation that is current now, sharing the resident segments that both have.
+
+        Returns
+        -------
+        this reader itself, if it is of that generation
+
+        Raises
+        ------
+        InvalidInput, CorruptIndex, VqdistillError
+            As `open`; also if another index is at the path now.
+        """
+        self._require_open()
+        manifest = read_manifest(self.path)
+        return self if (manifest.index_id, manifest.generation) == self._generation else self.reopen()
+
+    def reopen(self) -> IndexReader:
+        """Open the generation that is current now, whichever it is, sharing resident segments; raises as `open`."""
+        return self._open_current(self.path, self)
 
     @classmethod
-    def open_files(cls, path: Path, manifest: Manifest) -> IndexReader:
+    def _open_current(cls, path: Path, older: IndexReader | None) -> IndexReader:
+        while True:
+            manifest = read_manifest(path)
+            if older is not None and manifest.index_id != older.manifest.index_id:
+                raise InvalidInput(f"index {path} must be the one that was opened, but is another one now")
+            try:
+                with ExitStack() as stack:
+                    stack.callback(os.close, lock := lock_generation(path, manifest))
+                    reader = cls.open_files(path, manifest, older)
+                    stack.pop_all()
+                    reader._lock = weakref.finalize(reader, os.close, lock)
+                    return reader
+            except CorruptIndex:
+                # Between CURRENT and the files that it led to, a writer may have gone on and removed them.
+                if read_manifest(path).generation == manifest.generation:
+                    raise
+
+    @classmethod
+    def open_files(cls, path: Path, manifest: Manifest, older: IndexReader | None = None) -> IndexReader:
         """Open the segments in the directory `path` that a manifest names, which may not be published yet.
+
+        Parameters
+        ----------
+        older : reader of another generation of the same index, whose memory is shared
 
         Raises
         ------
@@ -94,17 +165,20 @@ class IndexReader:
             As `open`.
         """
         with ExitStack() as stack:
-            fds = {}
-            for kind, segment in manifest.segments.items():
-                fds[kind] = open_segment(path, segment, manifest.index_id, manifest.version)
-                stack.callback(os.close, fds[kind])
-            if "dense" in fds:
-                # Rows are read one here, one there: what the system would read ahead is not wanted.
-                os.posix_fadvise(fds["dense"], 0, 0, os.POSIX_FADV_RANDOM)
-                # Through a descriptor that may not block, io_uring of old kernels reads only what the page cache has.
-                os.set_blocking(fds["dense"], True)
-            reader = cls(path, manifest, fds)
-            stack.callback(reader._maps.clear)
+            fds: list[dict[str, int]] = []
+            for segments in _segments_by_set(manifest):
+                fds.append({})
+                for kind, segment in segments.items():
+                    fd = fds[-1][kind] = open_segment(path, segment, manifest.index_id, manifest.version)
+                    stack.callback(os.close, fd)
+                if "dense" in segments:
+                    # Rows are read one here, one there: what the system would read ahead is not wanted.
+                    os.posix_fadvise(fds[-1]["dense"], 0, 0, os.POSIX_FADV_RANDOM)
+                    # Through a descriptor that may not block, io_uring of old kernels reads only what is cached.
+                    os.set_blocking(fds[-1]["dense"], True)
+            reader = cls(path, manifest, fds, None if older is None else older._resident)
+            for rows in reader.sets:
+                stack.callback(rows.forget)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
         return reader
 
@@ -119,7 +193,7 @@ class IndexReader:
         space = None
         if "doc_space" in self.manifest.segments:
             try:
-                space = Space.of_forward(self._load("doc_space"))
+                space = Space.of_forward(self.payload("doc_space"))
             except InvalidInput as error:
                 raise CorruptIndex(f"{self.manifest.segments['doc_space'].file}: {error}") from None
         arrays = self._arrays
@@ -131,7 +205,7 @@ class IndexReader:
             router=self.router,
             rotation=self._rotation,
             codewords=self._table("codewords"),
-            doc_codewords=self._load("doc_codewords"),
+            doc_codewords=self.payload("doc_codewords"),
             space=space,
             query_adapter=self.adapter("query"),
             verify_adapter=self.adapter("verify"),
@@ -178,16 +252,23 @@ class IndexReader:
             dense_fd=-1 if manifest.dense == "none" else self._fds["dense"],
             dense_offset=PAGE,
             dense_dtype=manifest.dense,
-            dense_map=self._map_dense(io) if manifest.dense != "none" and io in ("auto", "map") else None,
+            dense_map=self._map_dense(self.sets[0], io),
             io=io if manifest.dense != "none" else "auto",
             query_adapter=self._adapter_arrays("query"),
             verify_adapter=self._adapter_arrays("verify"),
+            added=tuple(
+                (rows.list_offsets, rows.arrays["codes"], rows.fds.get("dense", -1), self._map_dense(rows, io))
+                for rows in self.sets[1:]
+            ),
+            alive=self.alive.for_engine(),
         )
 
-    def _map_dense(self, io: str) -> mmap.mmap | None:
-        """Map the dense file; None under "auto" if there is no room in the address space (RLIMIT_AS)."""
+    def _map_dense(self, rows: OpenRows, io: str) -> mmap.mmap | None:
+        """Map the dense file of a set; None under "auto" if there is no room in the address space (RLIMIT_AS)."""
+        if "dense" not in rows.fds or io not in ("auto", "map"):
+            return None
         try:
-            dense = mmap.mmap(self._fds["dense"], 0, access=mmap.ACCESS_READ)
+            dense = mmap.mmap(rows.fds["dense"], 0, access=mmap.ACCESS_READ)
         except OSError as error:
             if io == "auto":
                 return None
@@ -218,12 +299,33 @@ class IndexReader:
         self._require_positions(positions, -1)
         if self.manifest.ids == "int64":
             return self._integers("ids", positions)
+        self._require_open()
         wanted, back = np.unique(positions, return_inverse=True)
-        texts = ["" if position < 0 else "?" for position in wanted.tolist()]
-        found = np.flatnonzero(wanted >= 0)
-        for at, text in zip(found.tolist(), self._texts(wanted[found]), strict=True):
-            texts[at] = text
-        return np.array(texts, dtype=np.str_)[back].reshape(positions.shape)
+        return by_set(self.sets, wanted, _texts_of)[back].reshape(positions.shape)
+
+    def positions_of(self, ids: Any) -> npt.NDArray[np.int64]:
+        """Look up the positions of external ids on disk; only the pages on the way are read.
+
+        Parameters
+        ----------
+        ids : (b,) external ids of the kind that the index has: row numbers, integers or strings
+
+        Returns
+        -------
+        (b,) int64, -1 where no row that is alive has the id
+
+        Raises
+        ------
+        InvalidInput
+            If the ids are of another kind, the reader is closed, or the index is of a format version below 4.
+        """
+        self._require_open()
+        if self.manifest.version < 4:
+            raise InvalidInput(
+                f"ids can be looked up in indexes of format version 4 or later, got {self.manifest.version} at"
+                f" {self.path}; compile it again"
+            )
+        return find(self.sets, self.alive, self.manifest, ids)
 
     def rows_of(self, positions: npt.NDArray[np.int64], checked: bool = False) -> npt.NDArray[np.int64]:
         """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing.
@@ -235,8 +337,10 @@ class IndexReader:
         if not checked:
             self._require_positions(positions, -1)
         rows = self._integers("rows", positions)
-        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.n):
-            raise CorruptIndex(f"{self._segment('rows').file}: rows must be in [0, {self.manifest.n}), got others")
+        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.next_row):
+            raise CorruptIndex(
+                f"{self._segment('rows').file}: rows must be in [0, {self.manifest.next_row}), got others"
+            )
         return rows
 
     def dense_rows(self, positions: npt.NDArray[np.int64]) -> F32Rows:
@@ -258,7 +362,8 @@ class IndexReader:
         if self.manifest.dense == "none":
             raise InvalidInput("dense_rows needs an index with dense rows, got one with dense=none")
         self._require_positions(positions, 0)
-        data = self._read("dense", positions)
+        self._require_open()
+        data = by_set(self.sets, positions, lambda rows, local: rows.read("dense", local))
         if self.manifest.dense == "i8":
             return from_bytes(data)
         if self.manifest.dense == "bf16":
@@ -266,10 +371,12 @@ class IndexReader:
         return data.view(f"<{self._segment('dense').dtype}").astype(np.float32)
 
     @property
-    def list_offsets(self) -> npt.NDArray[np.int64]:
-        """First position of each list, and the number of rows: (nlist + 1,) int64."""
-        offsets: npt.NDArray[np.int64] = self._arrays["list_offsets"]
-        return offsets
+    def list_sizes(self) -> npt.NDArray[np.int64]:
+        """Rows of each list that are alive: (nlist,) int64."""
+        alive = self.alive.for_engine()
+        if alive is not None:
+            return alive[1]
+        return np.asarray(np.sum([np.diff(rows.list_offsets) for rows in self.sets], axis=0))
 
     @property
     def router(self) -> F32Rows:
@@ -286,7 +393,7 @@ class IndexReader:
         """Bytes of all files of this generation."""
         with reading(self.path / self.manifest.file):
             small = sum((self.path / name).stat().st_size for name in (CURRENT, self.manifest.file))
-        return small + sum(segment.file_bytes for segment in self.manifest.segments.values())
+        return small + sum(segment.file_bytes for segment in self.manifest.all_segments)
 
     @property
     def closed(self) -> bool:
@@ -296,6 +403,8 @@ class IndexReader:
     def close(self) -> None:
         """Close all files; engines of this reader must not be used any more. Closing twice is fine."""
         self._closer()
+        if self._lock is not None:
+            self._lock()
 
     def __enter__(self) -> IndexReader:
         return self
@@ -328,14 +437,36 @@ class IndexReader:
         if self.closed:
             raise InvalidInput(f"index {self.path} must be open, but it is closed")
 
-    def _load(self, kind: str) -> npt.NDArray[Any]:
+    @property
+    def _generation(self) -> tuple[bytes, int]:
+        return self.manifest.index_id, self.manifest.generation
+
+    @property
+    def _resident(self) -> dict[Segment, npt.NDArray[Any]]:
+        """Resident segments, but for `deleted`, which is held inverted."""
+        found = {self.manifest.segments[kind]: array for kind, array in self._arrays.items()}
+        for rows in self.sets[1:]:
+            found |= {rows.segment(kind): array for kind, array in rows.arrays.items()}
+        return found
+
+    def payload(self, kind: str) -> npt.NDArray[Any]:
+        """Read a segment of the model, or of the first set of rows, whole."""
+        return self._load(self._segment(kind), self._fds[kind])
+
+    def _load(self, segment: Segment, fd: int) -> npt.NDArray[Any]:
         """Read a segment whole; everything but the codes is small enough to be checked on the way."""
-        segment = self._segment(kind)
-        array = read_array(self._fds[kind], segment, self.path / segment.file)
-        if kind != "codes":
+        array = read_array(fd, segment, self.path / segment.file)
+        if segment.kind != "codes":
             for problem in checksum_problems(segment, as_bytes(array)):
                 raise CorruptIndex(problem)
         return array
+
+    def _load_deleted(self) -> npt.NDArray[np.uint32] | None:
+        if not self.manifest.deleted:
+            return None
+        bits = self.payload("deleted")
+        check_deleted(bits, self.manifest)
+        return bits
 
     def _require_positions(self, positions: npt.NDArray[np.int64], low: int) -> None:
         if getattr(positions, "dtype", None) != np.int64:
@@ -344,50 +475,23 @@ class IndexReader:
             span = f"{positions.min()}..{positions.max()}"
             raise InvalidInput(f"positions must be in [{low}, {self.manifest.n}), got {span}")
 
-    def _read(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        self._require_open()
-        segment = self._segment(kind)
-        return read_rows(self._fds[kind], positions, segment.row_bytes, PAGE, self.path / segment.file)
-
     def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         self._require_open()
-        numbers = self._mapped(kind)
-        found = positions >= 0
-        whole = found.all()
-        wanted = positions if whole else positions[found]
-        read = self._read(kind, wanted).view("<i8")[:, 0].reshape(wanted.shape) if numbers is None else numbers[wanted]
-        check_not_missing(read, self._segment(kind))
-        if whole:
-            return read
-        out = np.full(positions.shape, -1, dtype=np.int64)
-        out[found] = read
-        return out
+        flat = by_set(self.sets, positions.reshape(-1), lambda rows, local: rows.integers(kind, local))
+        return flat.reshape(positions.shape)
 
-    def _mapped(self, kind: str) -> npt.NDArray[np.int64] | None:
-        """Map a segment of integers, whose pages stay the page cache's; None if there is no room to map it."""
-        if kind not in self._maps:
-            try:
-                file = mmap.mmap(self._fds[kind], 0, access=mmap.ACCESS_READ)
-            except OSError:
-                self._maps[kind] = None
-            else:
-                file.madvise(mmap.MADV_RANDOM)
-                self._maps[kind] = np.frombuffer(file, dtype="<i8", count=self._segment(kind).shape[0], offset=PAGE)
-        return self._maps[kind]
 
-    def _texts(self, positions: npt.NDArray[np.int64]) -> Iterator[str]:
-        """Yield the string ids at sorted positions."""
-        ends = self._read("ids_offsets", np.concatenate([positions, positions + 1])).view("<i8")[:, 0]
-        segment, fd = self._segment("ids_bytes"), self._fds["ids_bytes"]
-        for begin, end in ends.reshape(2, -1).T.tolist():
-            if not 0 <= begin < end <= segment.bytes:
-                file = self._segment("ids_offsets").file
-                raise CorruptIndex(f"{file}: offsets must grow within 0..{segment.bytes}, got {begin} before {end}")
-            data = read_bytes(fd, end - begin, PAGE + begin, self.path / segment.file)
-            try:
-                yield data.decode("utf-8")
-            except UnicodeDecodeError:
-                raise CorruptIndex(f"{segment.file}: ids must be UTF-8, got {data[:40]!r}") from None
+def _texts_of(rows: OpenRows, local: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+    """String ids of sorted rows of a set; "" for -1."""
+    segment = rows.segment("ids_bytes")
+    texts = ["" for row in local.tolist() if row < 0]
+    texts += [decode_text(data, segment) for data in rows.texts(local[len(texts) :])]
+    return np.array(texts, dtype=np.str_)
+
+
+def _segments_by_set(manifest: Manifest) -> list[Mapping[str, Segment]]:
+    """Segments by kind: the model's with those of the first set, then those of each added set."""
+    return [manifest.segments, *(rows.segments for rows in manifest.added)]
 
 
 def open_index(path: str | Path, verify: str = "headers") -> IndexReader:
@@ -423,19 +527,20 @@ def _problems(path: Path) -> Iterator[str]:
     except CorruptIndex as error:
         yield str(error)
         return
-    known = {CURRENT, manifest.file, *(segment.file for segment in manifest.segments.values())}
+    known = {CURRENT, manifest.file, *(segment.file for segment in manifest.all_segments)}
     with reading(path):
-        strays = sorted(set(os.listdir(path)) - known)
+        strays = sorted(name for name in os.listdir(path) if name not in known and not is_leftover(name))
     yield from (f"{name}: the directory must hold the index only, got this besides" for name in strays)
-    for segment in manifest.segments.values():
-        try:
-            fd = open_segment(path, segment, manifest.index_id, manifest.version)
-        except VqdistillError as error:
-            yield str(error)
-            continue
-        try:
-            yield from segment_problems(fd, segment, manifest, path / segment.file)
-        except VqdistillError as error:
-            yield str(error)
-        finally:
-            os.close(fd)
+    for rows, segments in zip(manifest.sets, _segments_by_set(manifest), strict=True):
+        for segment in segments.values():
+            try:
+                fd = open_segment(path, segment, manifest.index_id, manifest.version)
+            except VqdistillError as error:
+                yield str(error)
+                continue
+            try:
+                yield from segment_problems(fd, segment, rows, manifest, path / segment.file)
+            except VqdistillError as error:
+                yield str(error)
+            finally:
+                os.close(fd)

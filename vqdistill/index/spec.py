@@ -15,6 +15,7 @@ from vqdistill.config import BLOCK_ROWS, KSUB
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
 from vqdistill.index.byte_rows import SCALE_BYTES
 from vqdistill.index.certificate import Certificate
+from vqdistill.index.drift import Drift
 from vqdistill.index.fields import Fields, is_int, parse_json, show
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.types import Metric
@@ -36,7 +37,7 @@ MANIFEST_MAX_BYTES = 64 << 20
 ID_BYTES = 16
 """Length of an index id."""
 
-ITEM_BYTES = {"u1": 1, "u2": 2, "f2": 2, "f4": 4, "i8": 8}
+ITEM_BYTES = {"u1": 1, "u2": 2, "u4": 4, "f2": 2, "f4": 4, "i8": 8}
 """Element types of segments, little-endian. Persisted: never rename."""
 CODES = ("pq", "additive")
 """What codes stand for. Persisted: never rename."""
@@ -52,7 +53,13 @@ TABLE_ROWS = ("router", "coarse", "codewords")
 """Segments of which tables "i8" keeps rows of bytes."""
 MAX_UNITS = 2**16
 """Units of an adapter at most."""
-RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean"}) | {
+ROW_KINDS = frozenset(
+    {"codes", "list_offsets", "rows", "dense", "ids", "ids_offsets", "ids_bytes", "id_keys", "id_order"}
+)
+"""Segments of a set of rows; an index has each of the others once."""
+MAX_SETS = 1000
+"""Sets of rows that an index may have beside the first."""
+RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean", "deleted"}) | {
     f"{stage}_{part}" for stage in ADAPTERS for part in ("down", "bias", "up")
 }
 """Segments that an open index holds in memory; the others stay on disk."""
@@ -61,6 +68,7 @@ _MAGIC = b"\x89VQD\r\n\x1a\n"
 _HEADER = struct.Struct("<8sII16s16s4sI4QQ")
 _CURRENT = re.compile(rb"(manifest-[1-9][0-9]{0,8}\.json) ([0-9a-f]{8})\n")
 _MANIFEST_NAME = re.compile(r"manifest-([1-9][0-9]{0,8})\.json")
+_TEMPORARY_NAME = re.compile(r".+\.tmp-[0-9a-f]{12}")
 _SEGMENT_NAME = re.compile(r"([a-z0-9_]+)-([1-9][0-9]{0,8})\.seg")
 
 
@@ -140,8 +148,15 @@ class Layout:
     """Units of the adapter of queries that verify; 0 = none."""
     id_bytes: int = 0
     """Bytes of all string ids together; 0 for other kinds of ids."""
+    deleted_blocks: int = 0
+    """Blocks of the rows of all sets; 0 where no row is deleted."""
     version: int = VERSION
     """Format version of the files."""
+
+    @property
+    def row_arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Those of `arrays` that belong to a set of rows."""
+        return {kind: array for kind, array in self.arrays.items() if kind in ROW_KINDS}
 
     @property
     def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -163,6 +178,10 @@ class Layout:
             "doc_codewords": ("f4", (self.m, KSUB, self.dsub)),
             "rows": ("i8", (self.n,)),
         }
+        if self.version >= 4:
+            arrays["id_keys"] = arrays["id_order"] = ("i8", (self.n,))
+        if self.deleted_blocks:
+            arrays["deleted"] = ("u4", (self.deleted_blocks,))
         dense: dict[str, tuple[str, int]] = {
             "f32": ("f4", self.d),
             "f16": ("f2", self.d),
@@ -226,6 +245,23 @@ class AdapterShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RowSet:
+    """Rows in list order: those of the compile, or of later additions."""
+
+    n: int
+    """Rows, deleted ones included."""
+    first: int
+    """Position of the first row: those of the sets before come first."""
+    segments: Mapping[str, Segment]
+    """By kind, those of ROW_KINDS that the index has."""
+
+    @property
+    def nblocks(self) -> int:
+        """Blocks of codes, and of the bits of deleted rows."""
+        return -(-self.n // BLOCK_ROWS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One generation of an index: what it is, and the files that it is made of."""
 
@@ -233,6 +269,7 @@ class Manifest:
     index_id: bytes
     """Hash of plan, model and source; stands in every file so that two builds cannot be mixed."""
     n: int
+    """Rows of all sets, deleted ones included."""
     d: int
     metric: Metric
     residual: bool
@@ -254,6 +291,17 @@ class Manifest:
     report: Mapping[str, Any]
     """What the compiler measured; opaque here."""
     segments: Mapping[str, Segment]
+    """By kind: those of the model, of the first set of rows, and `deleted`."""
+    model_id: bytes
+    """Hash of the model; rows of indexes with the same one can be merged."""
+    added: tuple[RowSet, ...] = ()
+    """Further sets of rows."""
+    next_row: int
+    """Rows are numbered below this, and rows to be added from here on."""
+    deleted: int = 0
+    """Rows that are deleted, and still there."""
+    drift: Drift | None = None
+    """How added rows fit the model; None where nothing was measured."""
     adapters: Mapping[str, AdapterShape] = field(default_factory=dict)
     """By stage, a name of ADAPTERS."""
     certificate: Certificate | None = None
@@ -272,9 +320,27 @@ class Manifest:
         return f"manifest-{self.generation}.json"
 
     @property
+    def live(self) -> int:
+        """Rows that a search may find."""
+        return self.n - self.deleted
+
+    @property
+    def sets(self) -> tuple[RowSet, ...]:
+        """All sets of rows, by rising position."""
+        rows = {kind: segment for kind, segment in self.segments.items() if kind in ROW_KINDS}
+        first = self.n - sum(rows_of.n for rows_of in self.added)
+        return (RowSet(n=first, first=0, segments=rows), *self.added)
+
+    @property
+    def all_segments(self) -> tuple[Segment, ...]:
+        """Every segment of the index."""
+        added = (segment for rows in self.added for segment in rows.segments.values())
+        return (*self.segments.values(), *added)
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes that an open index holds in memory."""
-        return sum(segment.bytes for segment in self.segments.values() if segment.resident)
+        return sum(segment.bytes for segment in self.all_segments if segment.resident)
 
     def to_bytes(self) -> bytes:
         """Return the bytes of the manifest file: one line of sorted JSON.
@@ -309,6 +375,17 @@ class Manifest:
             "certificate": None if self.certificate is None else self.certificate.to_json(),
             "segments": {kind: segment.to_json() for kind, segment in self.segments.items()},
         }
+        if self.version > 3:
+            doc |= {
+                "model_id": self.model_id.hex(),
+                "next_row": self.next_row,
+                "deleted": self.deleted,
+                "drift": None if self.drift is None else self.drift.to_json(),
+                "added": [
+                    {"n": rows.n, "segments": {kind: segment.to_json() for kind, segment in rows.segments.items()}}
+                    for rows in self.added
+                ],
+            }
         return json.dumps(doc, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
     @classmethod
@@ -341,11 +418,17 @@ class Manifest:
             top.object("search"), version=version, nlist=layout.nlist, has_dense=layout.dense != "none"
         )
         certified = top.object_or_null("certificate") if version > 3 else None
+        added = _parse_added(top, layout, generation) if version > 3 else ()
+        deleted = top.integer("deleted", 0, layout.n) if version > 3 else 0
+        first = layout.n - sum(rows.n for rows in added)
+        if first < 1:
+            top.fail("n", layout.n, "more than the rows of all added sets")
+        sizes = [first, *(rows.n for rows in added)]
+        whole = replace(layout, n=first, deleted_blocks=sum(-(-size // BLOCK_ROWS) for size in sizes) if deleted else 0)
+        drift = top.object_or_null("drift") if version > 3 else None
         return cls(
             generation=generation,
-            index_id=bytes.fromhex(
-                top.matching("index_id", f"[0-9a-f]{{{2 * ID_BYTES}}}", f"{2 * ID_BYTES} lower-case hex digits")
-            ),
+            index_id=bytes.fromhex(_parse_id(top, "index_id")),
             n=layout.n,
             d=layout.d,
             metric=metric,
@@ -360,7 +443,12 @@ class Manifest:
             plan=top.object("plan").values,
             search=search,
             report=top.object("report").values,
-            segments=_parse_segments(top.object("segments"), layout, generation),
+            segments=_parse_segments(top.object("segments"), whole.arrays, generation),
+            model_id=bytes.fromhex(_parse_id(top, "model_id")) if version > 3 else bytes(ID_BYTES),
+            added=added,
+            next_row=top.integer("next_row", layout.n, 2**62) if version > 3 else layout.n,
+            deleted=deleted,
+            drift=None if drift is None else Drift.parse(drift),
             adapters=adapters,
             certificate=None
             if certified is None
@@ -370,7 +458,9 @@ class Manifest:
 
 
 _KEYS = frozenset(Manifest.__dataclass_fields__) | {"format", "version", "required_features", "d_out"}
-_SINCE = {"tables": 2, "adapters": 3, "certificate": 4}
+_SINCE = {"tables": 2, "adapters": 3} | dict.fromkeys(
+    ("certificate", "model_id", "added", "next_row", "deleted", "drift"), 4
+)
 """Keys by the version that brought them."""
 
 
@@ -414,6 +504,22 @@ def _parse_scores(top: Fields, codes: str) -> tuple[Metric, bool]:
     if codes != "pq" and metric is Metric.L2:
         top.fail("codes", codes, "'pq' under metric l2")
     return metric, residual
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file name is one that a writer gives: of another generation, or of a writer that was killed."""
+    return any(form.fullmatch(name) for form in (_MANIFEST_NAME, _SEGMENT_NAME, _TEMPORARY_NAME))
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file name is that of a manifest."""
+    return _MANIFEST_NAME.fullmatch(name) is not None
+
+
+def name_generation(name: str) -> int:
+    """Return the generation in the name of a manifest or segment; 0 for other names."""
+    found = _MANIFEST_NAME.fullmatch(name) or _SEGMENT_NAME.fullmatch(name)
+    return 0 if found is None else int(found[found.lastindex or 0])
 
 
 def encode_current(manifest: str, data: bytes) -> bytes:
@@ -493,13 +599,39 @@ def _parse_adapters(entries: Fields) -> dict[str, AdapterShape]:
     return {stage: AdapterShape.parse(entries.object(stage)) for stage in ADAPTERS if stage in entries.values}
 
 
-def _parse_segments(entries: Fields, layout: Layout, generation: int) -> dict[str, Segment]:
-    arrays = layout.arrays
+def _parse_id(top: Fields, key: str) -> str:
+    return top.matching(key, f"[0-9a-f]{{{2 * ID_BYTES}}}", f"{2 * ID_BYTES} lower-case hex digits")
+
+
+def _parse_added(top: Fields, layout: Layout, generation: int) -> tuple[RowSet, ...]:
+    entries = top.objects("added", 0, MAX_SETS)
+    sizes = []
+    for entry in entries:
+        entry.require_keys(frozenset({"n", "segments"}))
+        sizes.append(entry.integer("n", 1, layout.n))
+    first, sets = layout.n - sum(sizes), []
+    for entry, size in zip(entries, sizes, strict=True):
+        segments = _parse_segments(entry.object("segments"), replace(layout, n=size).row_arrays, generation)
+        sets.append(RowSet(n=size, first=first, segments=segments))
+        first += size
+    return tuple(sets)
+
+
+def _parse_segments(
+    entries: Fields, arrays: Mapping[str, tuple[str, tuple[int, ...]]], generation: int
+) -> dict[str, Segment]:
     entries.require_keys(frozenset(arrays))
-    return {kind: _parse_segment(entries.object(kind), kind, arrays[kind], generation) for kind in arrays}
+    return {kind: parse_segment(entries.object(kind), kind, arrays[kind], generation) for kind in arrays}
 
 
-def _parse_segment(entry: Fields, kind: str, wanted: tuple[str, tuple[int, ...]], generation: int) -> Segment:
+def parse_segment(entry: Fields, kind: str, wanted: tuple[str, tuple[int, ...]], generation: int) -> Segment:
+    """Read the manifest entry of a segment with a dtype and shape, of a generation up to the given one.
+
+    Raises
+    ------
+    CorruptIndex
+        If anything is missing, superfluous or other than it must be.
+    """
     entry.require_keys(frozenset({"file", "dtype", "shape", "bytes", "crc32", "resident"}))
     file, dtype, shape = entry.values["file"], *wanted
     name = _SEGMENT_NAME.fullmatch(file) if isinstance(file, str) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ def list_ranks(reader: IndexReader, queries: F32Rows, temperature: float | None)
     if reader.manifest.metric is Metric.L2:
         scores = 2 * scores - np.einsum("ij,ij->i", router, router)
     if temperature is not None:
-        sizes = np.diff(reader.list_offsets)
+        sizes = reader.list_sizes
         with np.errstate(divide="ignore"):  # lists without rows come last
             scores = np.where(sizes > 0, scores / np.float32(temperature) - np.log(sizes / sizes.sum()), -np.inf)
     order = np.argsort(-scores, axis=1, kind="stable")
@@ -83,11 +83,12 @@ def list_ranks(reader: IndexReader, queries: F32Rows, temperature: float | None)
 
 
 def lists_of_rows(reader: IndexReader) -> npt.NDArray[np.int32]:
-    """List (n,) of each row of the compiled source; reads the row numbers of the whole index, 8 bytes a row."""
-    positions = np.arange(reader.manifest.n)
-    lists = np.empty(len(positions), np.int32)
-    sizes = np.diff(reader.list_offsets)
-    lists[reader.rows_of(positions)] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    """List of each row number, -1 where no row has it; reads the row numbers of the whole index, 8 bytes a row."""
+    lists = np.full(reader.manifest.next_row, -1, np.int32)
+    for rows in reader.sets:
+        sizes = np.diff(rows.list_offsets)
+        positions = np.arange(rows.first, rows.first + rows.n)
+        lists[reader.rows_of(positions)] = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
     return lists
 
 
@@ -105,6 +106,11 @@ def rows_of_ids(reader: IndexReader, ids: Any) -> npt.NDArray[np.int64]:
         raise InvalidInput(
             f"expected_ids must be a list of ids as the index has them, got {wanted.shape} {wanted.dtype}"
         )
+    if reader.manifest.version >= 4:
+        positions = reader.positions_of(wanted)
+        if (positions < 0).any():
+            _refuse_unknown(wanted[positions < 0][0])
+        return reader.rows_of(positions)
     keys, back = np.unique(wanted, return_inverse=True)
     rows = np.full(len(keys), -1, np.int64)
     for begin in range(0, reader.manifest.n, _CHUNK):
@@ -114,10 +120,12 @@ def rows_of_ids(reader: IndexReader, ids: Any) -> npt.NDArray[np.int64]:
         hit = keys[at] == known
         rows[at[hit]] = reader.rows_of(positions[hit])
     if (rows < 0).any():
-        raise InvalidInput(
-            f"expected_ids must be ids of the index, got {keys[rows < 0][0].item()!r}, which it does not have"
-        )
+        _refuse_unknown(keys[rows < 0][0])
     return rows[back.reshape(-1)]
+
+
+def _refuse_unknown(key: Any) -> NoReturn:
+    raise InvalidInput(f"expected_ids must be ids of the index, got {key.item()!r}, which it does not have")
 
 
 def fates(

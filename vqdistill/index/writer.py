@@ -15,12 +15,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.config import BLOCK_ROWS, KSUB
+from vqdistill.config import KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
 from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.certificate import Certificate
+from vqdistill.index.drift import Drift
 from vqdistill.index.encodings import encode_dense, encode_int_ids, encode_text_id
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
+from vqdistill.index.fit import measure_fit
+from vqdistill.index.idtable import write_id_table
+from vqdistill.index.lookup import text_key
+from vqdistill.index.merge import packed
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.runs import Chunks, EncodedRows, RunLog, Runs
@@ -36,7 +41,6 @@ from vqdistill.index.spec import (
     Manifest,
     Segment,
 )
-from vqdistill.kernels import pack_codes
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows, require_finite
@@ -108,6 +112,7 @@ class IndexWriter:
         self._require_free_path()
         self._ops = FileOps() if ops is None else ops
         self._open = True
+        self._memory_bytes = memory_bytes
         self._keeps_runs = log is not None
         self._temporary = self._path.with_name(f"{self._path.name}.{temporary_suffix()}")
         if log is not None:
@@ -199,10 +204,12 @@ class IndexWriter:
             if not self._keeps_runs:
                 self._runs.remove()
             manifest = self._manifest(plan, search, report, segments)
-            if certify is not None:
-                with IndexReader.open_files(self._temporary, manifest) as reader:
+            with IndexReader.open_files(self._temporary, manifest) as reader:
+                fit, certificate = measure_fit(reader), None
+                if certify is not None:
                     search, certificate = certify(reader)
-                manifest = self._manifest(plan, search, report, segments, certificate)
+            drift = None if fit is None else Drift(compiled=fit)
+            manifest = self._manifest(plan, search, report, segments, certificate, drift)
             publish_manifest(self._ops, self._temporary, manifest)
             self._require_free_path()
             self._ops.rename(self._temporary, self._path)
@@ -279,8 +286,7 @@ class IndexWriter:
         if self._ids == "int64":
             return encode_int_ids(ids), None
         texts = [encode_text_id(text, self.n + row) for row, text in enumerate(ids)]
-        digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-        return np.frombuffer(digests, dtype="<i8"), texts
+        return np.frombuffer(b"".join(map(text_key, texts)), dtype="<i8"), texts
 
     def _refuse_repeated_ids(self) -> None:
         if self._ids == "rows":
@@ -303,6 +309,7 @@ class IndexWriter:
         report: Mapping[str, Any],
         segments: Mapping[str, Segment],
         certificate: Certificate | None = None,
+        drift: Drift | None = None,
     ) -> Manifest:
         """Build the manifest and read it back, so that nothing is published that a reader would refuse."""
         layout = self._layout()
@@ -324,6 +331,9 @@ class IndexWriter:
             search=search,
             report=report,
             segments=segments,
+            model_id=self._model_id(),
+            next_row=layout.n,
+            drift=drift,
             adapters={
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
@@ -338,38 +348,42 @@ class IndexWriter:
         except (TypeError, ValueError, RecursionError, CorruptIndex) as error:
             raise InvalidInput(f"plan, search and report must fit a manifest, got: {error}") from None
 
+    def _model_id(self) -> bytes:
+        """Hash of all that rows are encoded and scored with, as it is stored."""
+        digest = hashlib.blake2b(f"{self._model.metric.value} {self._model.residual}".encode(), digest_size=ID_BYTES)
+        arrays, segments = _arrays_of(self._model), self._layout().segments()
+        for kind in sorted(arrays.keys() & segments.keys()):
+            array = _stored(arrays[kind], segments[kind])
+            digest.update(f"{kind} {array.dtype.str} {array.shape}".encode())
+            digest.update(array.tobytes())
+        for stage, adapter in _adapters(self._model).items():
+            digest.update(f"{stage} {adapter.rank}".encode())
+        return digest.digest()
+
     def _write_segments(self, segments: Mapping[str, Segment], advance: Callable[[int], None]) -> dict[str, Segment]:
         offsets = np.concatenate([[0], np.cumsum(self._runs.counts)])
         whole = {"list_offsets": offsets} | {
             name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
         }
-        written = {}
+        written: dict[str, Segment] = {}
         for kind, segment in segments.items():
+            if kind in ("id_keys", "id_order"):
+                continue
             chunks = [whole[kind]] if kind in whole else self._chunks(kind)
             written[kind] = write_segment(self._ops, self._temporary, segment, self._index_id, chunks, advance)
-        return written
+        return written | write_id_table(
+            self._ops, self._temporary, dict(segments) | written, self._index_id, self._memory_bytes
+        )
 
     def _chunks(self, kind: str) -> Chunks:
         """Payload of a segment that has something of every row, a little at a time."""
         if kind == "codes":
-            return self._packed()
+            return packed(self._runs.merged("codes"))
         if kind == "ids_offsets":
             return self._id_offsets()
         if kind == "ids_bytes":
             return (np.frombuffer(text, np.uint8) for _, text in self._runs.merged_texts())
         return self._runs.merged("keys" if kind == "ids" else kind)
-
-    def _packed(self) -> Chunks:
-        """Codes as the scan wants them; a block of rows may lie in two chunks."""
-        left = np.empty((0, self._model.m), np.uint8)
-        for chunk in self._runs.merged("codes"):
-            codes = np.concatenate([left, chunk])
-            whole = len(codes) // BLOCK_ROWS * BLOCK_ROWS
-            left = codes[whole:]
-            if whole:
-                yield pack_codes(codes[:whole])
-        if len(left):
-            yield pack_codes(left)
 
     def _id_offsets(self) -> Chunks:
         end = 0

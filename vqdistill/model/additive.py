@@ -22,7 +22,7 @@ U8 = npt.NDArray[np.uint8]
 _INIT_ROWS = 8192
 _INIT_ROUNDS = 3
 _PLAIN_ROUNDS = 6
-_METRIC_ROUNDS = 3
+METRIC_ROUNDS = 3
 _CG_STEPS = 4
 _SWEEPS = 10
 """Passes after which practically every descent has ended."""
@@ -109,7 +109,7 @@ def train_euclidean(y: F32Rows, m: int, rng: np.random.Generator) -> F32Rows:
     return codewords
 
 
-def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> F32Rows:
+def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows, rounds: int = METRIC_ROUNDS) -> F32Rows:
     """Move codebooks towards those that minimise sum_i e_i^T A_i e_i over codes and codewords.
 
     Parameters
@@ -117,13 +117,14 @@ def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> F32Rows:
     y : (n, d) float32 targets
     metric : A of each row
     codewords : (m, ksub, d) float32 to start from
+    rounds : of codes, then codewords
 
     Returns
     -------
     (m, ksub, d) float32
     """
     codes = None
-    for _ in range(_METRIC_ROUNDS):
+    for _ in range(rounds):
         codes = additive.icm(y, metric, codewords, codes, sweeps=_SWEEPS, rounds=_FIT_ROUNDS)
         codewords = _conjugate_gradients(codewords, y, metric, codes)
     return codewords

@@ -10,10 +10,10 @@ import numpy.typing as npt
 from vqdistill.config import KSUB, IvfPqConfig
 from vqdistill.kernels import jit
 from vqdistill.kernels.threads import matmul_t, one_library_thread
-from vqdistill.model.additive import RowTerms, fit_metric, row_metric, train_euclidean
+from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, row_metric, train_euclidean
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import kmeans, nearest
-from vqdistill.model.lists import assign, list_means, train_anchors
+from vqdistill.model.lists import WARM_ITERATIONS, assign, list_means, train_anchors
 from vqdistill.types import F32Rows, Metric
 
 _OPQ_ROWS = 32_768
@@ -35,20 +35,21 @@ class Coarse:
 
 
 @one_library_thread()
-def train_coarse(x: F32Rows, nlist: int, seed: int) -> Coarse:
-    """Cluster training rows (n, d) into `nlist` lists."""
-    centroids = kmeans(x, nlist, seed=seed)
+def train_coarse(x: F32Rows, nlist: int, seed: int, start: F32Rows | None = None) -> Coarse:
+    """Cluster training rows (n, d) into `nlist` lists, a little from centroids (nlist, d) if there are any."""
+    iterations = 10 if start is None else WARM_ITERATIONS
+    centroids = kmeans(x, nlist, seed=seed, iterations=iterations, start=start)
     return Coarse(centroids, nearest(x, centroids))
 
 
 @one_library_thread()
-def train_query_coarse(x: F32Rows, terms: RowTerms, nlist: int, seed: int) -> Coarse:
+def train_query_coarse(x: F32Rows, terms: RowTerms, nlist: int, seed: int, start: F32Rows | None = None) -> Coarse:
     """Cluster training rows (n, d) into `nlist` lists, each drawn to the rows that its queries rank.
 
     Centroids are the means of the lists, so that residuals, and scores of lists, are what they are for other lists.
     """
-    mean = _mean(x)
-    anchors = train_anchors(x, mean, terms, nlist, seed)
+    mean = corpus_mean(x)
+    anchors = train_anchors(x, mean, terms, nlist, seed, start)
     lists = assign(x, mean, terms, anchors)
     return Coarse(list_means(x, lists, nlist, mean), lists, anchors)
 
@@ -82,7 +83,7 @@ def train_start(
     """
     rng = np.random.default_rng([config.seed, 1])
     rows = np.sort(rng.permutation(len(x))[: _at_most(_PQ_ROWS, most_rows)])
-    mean = _mean(x)
+    mean = corpus_mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     rotation, codewords = _train_opq(y[:_OPQ_ROWS], config.m, rng)
     codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
@@ -119,7 +120,7 @@ def train_additive_start(
     """
     rng = np.random.default_rng([config.seed, 3])
     rows = np.sort(rng.permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
-    mean = _mean(x)
+    mean = corpus_mean(x)
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
     codewords = train_euclidean(y, config.m, rng)
     start = IvfPqModel(
@@ -144,6 +145,7 @@ def serve_rows(
     terms: RowTerms | None,
     seed: int,
     most_rows: int | None = None,
+    rounds: int = METRIC_ROUNDS,
 ) -> IvfPqModel:
     """Fit additive codebooks to the errors that matter for each row: along itself, and to the queries that rank it.
 
@@ -154,11 +156,12 @@ def serve_rows(
     coarse : their lists
     terms : their queries; None = the row's own direction alone
     most_rows : rows that are looked at; None = as many as help
+    rounds : of `fit_metric`
     """
     rows = np.sort(np.random.default_rng([seed, 4]).permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
     y = x[rows] - (coarse.centroids[coarse.lists[rows]] if model.residual else model.mean)
     metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
-    codewords = fit_metric(y, metric, model.doc_codewords)
+    codewords = fit_metric(y, metric, model.doc_codewords, rounds)
     return replace(model, codewords=codewords, doc_codewords=codewords)
 
 
@@ -166,7 +169,8 @@ def _at_most(rows: int, most: int | None) -> int:
     return rows if most is None else min(rows, most)
 
 
-def _mean(x: F32Rows) -> F32Rows:
+def corpus_mean(x: F32Rows) -> F32Rows:
+    """Mean of rows (n, d), (d,) float32."""
     return np.asarray(x.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
 

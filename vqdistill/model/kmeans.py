@@ -12,7 +12,15 @@ from vqdistill.types import F32Rows
 _ROWS_AT_ONCE = 8192
 
 
-def kmeans(x: F32Rows, nlist: int, *, seed: int, iterations: int = 10, rows_per_list: int = 256) -> F32Rows:
+def kmeans(
+    x: F32Rows,
+    nlist: int,
+    *,
+    seed: int,
+    iterations: int = 10,
+    rows_per_list: int = 256,
+    start: F32Rows | None = None,
+) -> F32Rows:
     """Cluster rows by squared Euclidean distance (Lloyd's algorithm from a random choice of rows).
 
     Parameters
@@ -21,6 +29,7 @@ def kmeans(x: F32Rows, nlist: int, *, seed: int, iterations: int = 10, rows_per_
     nlist : clusters; when there are fewer rows, rows repeat
     iterations : full passes; inertia moves by less than 1 % after about ten
     rows_per_list : rows sampled for training, per cluster (faiss trains on at most 256 as well)
+    start : (nlist, d) centroids to start from; None = a random choice of rows
 
     Returns
     -------
@@ -29,7 +38,7 @@ def kmeans(x: F32Rows, nlist: int, *, seed: int, iterations: int = 10, rows_per_
     rng = np.random.default_rng(seed)
     picked = np.sort(rng.permutation(len(x))[: nlist * rows_per_list])
     rows = x if len(picked) == len(x) else x[picked]  # a copy of all would double what training holds
-    centroids = rows[np.resize(rng.permutation(len(rows)), nlist)].copy()
+    centroids = (rows[np.resize(rng.permutation(len(rows)), nlist)] if start is None else start).copy()
     for _ in range(iterations):
         lists = nearest(rows, centroids)
         sums, counts = jit.list_sums(rows, lists, nlist)

@@ -12,6 +12,8 @@ from vqdistill.types import F32Rows
 
 ROWS_PER_LIST = 128
 """Rows sampled for training, per list; twice as many move the scanned share by noise."""
+WARM_ITERATIONS = 3
+"""Passes from a start that is nearly right."""
 _ROWS_AT_ONCE = 8192
 _SHRINK = 0.005
 """Weight, in units of d, by which the pull of a row's queries is shrunk: half that of a query that ranks the row first,
@@ -41,14 +43,22 @@ def signatures(x: F32Rows, mean: F32Rows, terms: RowTerms | None) -> F32Rows:
     return directions(own + pull / trust)
 
 
-def train_anchors(x: F32Rows, mean: F32Rows, terms: RowTerms, nlist: int, seed: int) -> F32Rows:
-    """Cluster the signatures of rows (n, d); parameters as for `signatures`. Returns (nlist, d) float32."""
+def train_anchors(
+    x: F32Rows, mean: F32Rows, terms: RowTerms, nlist: int, seed: int, start: F32Rows | None = None
+) -> F32Rows:
+    """Cluster the signatures of rows (n, d); parameters as for `signatures`. Returns (nlist, d) float32.
+
+    With centroids (nlist, d) of other lists to start from, their rows say where the anchors are at first.
+    """
     rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(x))[: nlist * ROWS_PER_LIST])
     sample = np.empty((len(rows), x.shape[1]), np.float32)
     for at in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[at : at + _ROWS_AT_ONCE]
         sample[at : at + _ROWS_AT_ONCE] = signatures(x[part], mean, terms.take(part))
-    return kmeans(sample, nlist, seed=seed)
+    if start is None:
+        return kmeans(sample, nlist, seed=seed)
+    near = list_means(sample, nearest(x[rows], start), nlist, sample.mean(axis=0))
+    return kmeans(sample, nlist, seed=seed, iterations=WARM_ITERATIONS, start=near)
 
 
 def assign(x: F32Rows, mean: F32Rows, terms: RowTerms | None, anchors: F32Rows) -> npt.NDArray[np.int32]:
