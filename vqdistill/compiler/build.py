@@ -150,9 +150,10 @@ def compile(
     _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
     decision = decide(src, wishes, progress)
-    plan = decision.plan
+    plan, prediction = decision.plan, decision.prediction
     warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
     progress.note(decision.explain())
+    del decision  # and with it the sample and what trials have trained
     sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
     if cap is not None:
         sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
@@ -168,8 +169,8 @@ def compile(
             work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted, warm))
         done = work.trained
         assert done is not None
-        if decision.prediction is not None:
-            done = replace(done, report=done.report | {"prediction": decision.prediction.lasting()})
+        if prediction is not None:
+            done = replace(done, report=done.report | {"prediction": prediction.lasting()})
         proof = None
         if done.held_out is not None and done.reserved is not None:
             io = "auto" if cap is None else "pread"  # what a map has touched counts as resident
@@ -178,7 +179,7 @@ def compile(
     certificate = manifest.certificate
     return {
         "plan": done.plan.to_json(),
-        "prediction": None if decision.prediction is None else decision.prediction.to_json(),
+        "prediction": None if prediction is None else prediction.to_json(),
         "report": done.report,
         "search": manifest.search.to_json(),
         "certificate": None if certificate is None else certificate.to_json(),

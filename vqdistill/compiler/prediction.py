@@ -21,15 +21,18 @@ _ROUNDS = 10
 """Passes of k-means."""
 _TEACHER_FACTOR = 1.2
 """Work of exact search in units of its products: the best 200 of each query are kept as well."""
-_TABLE_STEPS_S = 0.2
-"""CPU seconds of training the look-up tables, for each code of a row."""
+_START_S = 4.0
+"""CPU seconds of loading libraries and compiled loops."""
+_TABLES_S, _TABLES_CODE_S = 8.0, 0.1
+"""CPU seconds of training the look-up tables, and more of them for each code of a row."""
 _JUDGEMENTS = 40
 """Scans of all codes by the held-out queries, over all of training."""
-_LADDER_SEARCHES = 60
-"""Searches by the queries of the certificate, over all its settings and rungs, in units of one with every list."""
+_LADDER_SEARCHES = 300
+"""Searches by the queries of the certificate, over all its settings and rungs, in units of the planned one; most of them
+scan and read more."""
 _ROUTER_SHARE = 3.0
 """Steps of the router in a compile, in units of those in a trial."""
-_SERIAL = ("tables", "router")
+_SERIAL = ("start", "tables", "router")
 """Stages that use one thread whatever there are."""
 
 
@@ -50,7 +53,9 @@ class Prediction:
     stages: dict[str, float]
     """CPU seconds of each stage of the compile"""
     threads: int
+    """That compile time is predicted for"""
     peak_rss_bytes: int
+    """Of the compile"""
     trials_s: float
     """Seconds that the trials took"""
     trials_cpu_s: float
@@ -134,8 +139,8 @@ def predict(
     shape = (best.model.codes, bool(best.model.residual))
     laws = choice.forecast.fit(shape, best.model.m)
     asked = len(trials.sample.teach) + len(trials.sample.judges)
-    stages = _stages(plan, shape, trials, asked)
     assert best.query_ns is not None
+    stages = _stages(plan, shape, trials, asked, best.query_ns)
     reads = best.reads or 0
     return Prediction(
         rows=trials.sample.size,
@@ -154,7 +159,7 @@ def predict(
     )
 
 
-def _stages(plan: CompilePlan, shape: Shape, trials: Trials, asked: int) -> dict[str, float]:
+def _stages(plan: CompilePlan, shape: Shape, trials: Trials, asked: int, query_ns: float) -> dict[str, float]:
     """CPU seconds of each stage: what the trials measured, times how much more there is of it."""
     n, d, m, nlist = plan.facts.n, plan.facts.dim, plan.model.m, plan.model.nlist
     known, size = _training_rows(plan), trials.sample.size
@@ -172,10 +177,11 @@ def _stages(plan: CompilePlan, shape: Shape, trials: Trials, asked: int) -> dict
         "codebooks": _along(trials, shape, m, "codebooks", min(known, LARGEST.codebook_rows)),
         "codes for queries": _along(trials, shape, m, "serve", min(known, LARGEST.codebook_rows)),
         "encode": codes.cpu_s["encode"] / size * (known + n),
-        "tables": _TABLE_STEPS_S * m,
+        "start": _START_S,
+        "tables": _TABLES_S + _TABLES_CODE_S * m,
         "router": _ROUTER_SHARE * routes.cpu_s["router"],
         "held-out queries": _JUDGEMENTS * scan_s,
-        "certificate": 2 * held * teacher_s + _LADDER_SEARCHES * scan_s,
+        "certificate": held * (2 * teacher_s + 1e-9 * _LADDER_SEARCHES * query_ns),
     }
 
 
