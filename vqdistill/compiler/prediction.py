@@ -28,7 +28,7 @@ _TABLES_S, _TABLES_CODE_S = 8.0, 0.1
 _JUDGEMENTS = 40
 """Scans of all codes by the held-out queries, over all of training."""
 _LADDER_SEARCHES = 300
-"""Searches by the queries of the certificate, over all its settings and rungs, in units of the planned one; most of them
+"""Searches by the queries of the certificate, over all settings and rungs, in units of the planned one; most of them
 scan and read more."""
 _ROUTER_SHARE = 3.0
 """Steps of the router in a compile, in units of those in a trial."""
