@@ -178,7 +178,7 @@ def test_passes_are_pure() -> None:
 def test_place_keeps_vectors_and_ids_out_of_memory() -> None:
     placed = place(lay_out(fit_budget(resolve(draft()))))
     adapters = {kind for kind in RESIDENT if kind.startswith(("query", "verify"))}
-    assert set(placed.memory) == RESIDENT - {"rotation"} - adapters
+    assert set(placed.memory) == RESIDENT - {"rotation", "deleted"} - adapters
     assert {"dense", "rows", "doc_codewords"} <= {segment.kind for segment in placed.segments} - set(placed.memory)
 
 

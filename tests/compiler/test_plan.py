@@ -33,6 +33,8 @@ lay_out     additive codes, dsub 384, vectors on disk f16, ids str
   coarse                  99,328 B  memory  u1 256 x 388
   doc_codewords        1,572,864 B  disk    f4 64 x 16 x 384
   rows                   255,432 B  disk    i8 31929
+  id_keys                255,432 B  disk    i8 31929
+  id_order               255,432 B  disk    i8 31929
   doc_space              589,824 B  disk    f4 384 x 384
   dense               24,521,472 B  disk    f2 31929 x 384
   ids_offsets            255,440 B  disk    i8 31930
@@ -144,6 +146,7 @@ def test_bytes_are_those_of_the_format(n: int, d: int, model: IvfPqConfig) -> No
 def test_disk_bytes_add_a_header_page_and_padding_to_each_file(dense: str, ids: str, payloads: list[int]) -> None:
     result = plan(FACTS, "32B/vec", dense=dense, ids_kind=ids)
     fixed = [size for size in sizes_by_hand(FACTS.n, FACTS.dim, result.model).values() if size]
+    fixed += 2 * [8 * FACTS.n]  # external ids sorted, and their places
     assert result.disk_bytes == sum(4096 + -(-size // 4096) * 4096 for size in fixed + payloads)
 
 

@@ -313,9 +313,12 @@ def test_no_share(mix: Any, tmp_path: Path) -> None:
         vqdistill.compile(ROWS, tmp_path / "a", queries=QUERIES, teacher=write_scores(tmp_path), mix=mix)
 
 
-def test_nothing_to_mix_with(tmp_path: Path) -> None:
+def test_nothing_to_mix_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        (tmp_path / name).touch()
     with pytest.raises(InvalidInput, match=r"mix 0.5 needs a teacher besides the dense one"):
-        vqdistill.compile(ROWS, tmp_path / "a", queries=QUERIES, mix=0.5)
+        vqdistill.compile(ROWS, tmp_path / "out", queries=QUERIES, mix=0.5)
     assert [teacher_kind(t) for t in ("exact", "scores:a", "labels:b", lambda q, d: d)] == [
         "exact",
         "scores",

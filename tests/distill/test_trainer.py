@@ -466,8 +466,8 @@ def test_progress_is_told_of_every_stage(tasks: dict[Metric, Task]) -> None:
         def __init__(self) -> None:
             self.stages: list[tuple[str, int | None, Stage]] = []
 
-        def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Any:
-            manager = super().stage(name, total, unit)
+        def stage(self, name: str, total: int | None = None, unit: str = "rows", unit_bytes: int = 0) -> Any:
+            manager = super().stage(name, total, unit, unit_bytes)
             stages = self.stages
 
             class Noted:

@@ -94,10 +94,10 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
         ids_kind="rows" if src.ids is None else src.ids.kind,
         adapter_units=adapter_units,
     )
+    if target is not None and target.k > src.n:
+        raise InvalidInput(f"recall must count at most the {src.n} rows, got {target}")
     if target is None or not wishes.distill:
         return Decision(plan=plan)
-    if target.k > src.n:
-        raise InvalidInput(f"recall must count at most the {src.n} rows, got {target}")
     choices = Choices(
         codes=(wishes.codes,) if wishes.codes else ("additive", "pq"),
         dense=(wishes.dense,) if wishes.dense else ("f16", "i8"),
