@@ -161,7 +161,8 @@ private:
     std::size_t run_end(std::size_t first) const {
         std::size_t last = first + 1;
         const File* const file = &file_of(first);
-        while (last < scratch_.wanted_.size() && &file_of(last) == file && begin_of(last) / kPage <= (end_of(last - 1) - 1) / kPage + 1 &&
+        while (last < scratch_.wanted_.size() && &file_of(last) == file &&
+               begin_of(last) / kPage <= (end_of(last - 1) - 1) / kPage + 1 &&
                end_of(last) - begin_of(first) <= read_bytes_)
             ++last;
         return last;

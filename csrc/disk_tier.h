@@ -84,10 +84,10 @@ private:
 // Safe under concurrent calls, each with a scratch of its own.
 class DiskTier {
 public:
-    // The only rows, but for those of add_file. Row p of d elements starts at offset + p * dense_stride(dtype, d) of a file of file_bytes. REQUIRES: fd, unless
-    // dtype is none, is open for reading, and map, unless it is null, holds the whole file, as long as rerank is
-    // called; the file does not become shorter (reading the map would end the process). Throws std::invalid_argument if
-    // mode is map without a map, or uring where the system does not have it.
+    // The only rows, but for those of add_file. Row p of d elements starts at offset + p * dense_stride(dtype, d) of a
+    // file of file_bytes. REQUIRES: fd, unless dtype is none, is open for reading, and map, unless it is null, holds the
+    // whole file, as long as rerank is called; the file does not become shorter (reading the map would end the
+    // process). Throws std::invalid_argument if mode is map without a map, or uring where the system does not have it.
     DiskTier(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::uint64_t offset, DenseDtype dtype,
              std::size_t d, IoMode mode);
 

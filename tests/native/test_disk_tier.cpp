@@ -131,11 +131,16 @@ struct Call {
             tasks.push_back({queries[t].data(), {candidates[t].data(), candidates[t].size()}, {}});
     }
 
-    void run(IoMode mode, IoScratch& scratch, bool mapped = false) {
-        const DiskTier tier(3, mapped ? disk.bytes.data() : nullptr, disk.bytes.size(), kOffset, DenseDtype::f32, d,
-                            mode);
+    DiskTier tier(IoMode mode, bool mapped) const {
+        const std::uint8_t* const map = mapped ? disk.bytes.data() : nullptr;
+        return DiskTier(3, map, disk.bytes.size(), kOffset, DenseDtype::f32, d, mode);
+    }
+
+    void run(const DiskTier& tier, IoScratch& scratch) {
         tier.rerank(active_kernels(), Metric::ip, {tasks.data(), tasks.size()}, scratch);
     }
+
+    void run(IoMode mode, IoScratch& scratch, bool mapped = false) { run(tier(mode, mapped), scratch); }
 
     void check_scores() const {
         for (std::size_t t = 0; t < tasks.size(); ++t)
@@ -384,12 +389,12 @@ void check_that_no_call_allocates_twice() {
         for (const bool mapped : {false, true}) {
             IoScratch scratch(depth);
             Call call({random_positions(300, 3000, random), random_positions(100, 3000, random)}, 96);
-            const IoMode mode = mapped ? IoMode::map : IoMode::pread;
-            call.run(mode, scratch, mapped);
+            const DiskTier tier = call.tier(mapped ? IoMode::map : IoMode::pread, mapped);
+            call.run(tier, scratch);
             int calls_that_allocate = 0;
             for (int repeat = 0; repeat < 40; ++repeat) {
                 const int before = allocations;
-                call.run(mode, scratch, mapped);
+                call.run(tier, scratch);
                 calls_that_allocate += allocations != before;
             }
             CHECK(calls_that_allocate <= 16);  // the pool may still grow, to so many threads
