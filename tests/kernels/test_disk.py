@@ -109,7 +109,8 @@ def test_cold_rows_are_read_and_nothing_else(dense, io):
     needed = dense.pages_of(positions)
     assert resident_pages(dense.fd) == needed
     assert counts[:, 0].tolist() == [20, 20, 20]
-    assert counts[:, 1].sum() == len(needed) if io != "map" else counts[:, 1].sum() >= len(needed)
+    # Queries count pages of the map each for itself, and "auto" begins there if a probe finds the rows fast.
+    assert counts[:, 1].sum() >= len(needed) if io in ("auto", "map") else counts[:, 1].sum() == len(needed)
     assert (counts[:, 3].sum() > 0) == (io != "map")
 
 
