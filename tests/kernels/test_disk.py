@@ -101,16 +101,20 @@ def test_every_way_equals_the_reference(tmp_path, io, dtype, metric):
 @pytest.mark.parametrize("io", WAYS_HERE)
 def test_cold_rows_are_read_and_nothing_else(dense, io):
     positions = some_positions(3, 20)
-    dense.map.madvise(mmap.MADV_DONTNEED)
-    evict(dense.fd)
     queries = small_integers(np.random.default_rng(4), 3, dense.d)
-    scores, counts = dense.reader(io).rerank("ip", queries, positions)
-    assert np.array_equal(scores, np.einsum("qd,qrd->qr", queries, dense.rows[positions]))
     needed = dense.pages_of(positions)
+    for _ in range(20):
+        dense.map.madvise(mmap.MADV_DONTNEED)
+        evict(dense.fd)
+        scores, counts = dense.reader(io).rerank("ip", queries, positions)
+        # "auto" asks the system for a row without waiting. On a busy machine that row has sometimes been read by the
+        # time of the answer, so that nothing was cold: once more.
+        if io != "auto" or counts[:, 1].sum() == len(needed):
+            break
+    assert np.array_equal(scores, np.einsum("qd,qrd->qr", queries, dense.rows[positions]))
     assert resident_pages(dense.fd) == needed
     assert counts[:, 0].tolist() == [20, 20, 20]
-    # Queries count pages of the map each for itself, and "auto" begins there if a probe finds the rows fast.
-    assert counts[:, 1].sum() >= len(needed) if io in ("auto", "map") else counts[:, 1].sum() == len(needed)
+    assert counts[:, 1].sum() == len(needed) if io != "map" else counts[:, 1].sum() >= len(needed)
     assert (counts[:, 3].sum() > 0) == (io != "map")
 
 
