@@ -15,8 +15,8 @@ from vqdistill.config import SearchParams
 from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.certificate import Certificate, Rung
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.reader import IndexReader, open_index
-from vqdistill.index.spec import Manifest
 from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
 from vqdistill.types import WORK, F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from vqdistill.index.files import FileOps
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.runs import RunLog
-from vqdistill.index.spec import CRC_BYTES, PAGE, Layout, Manifest, encode_current, parse_current
+from vqdistill.index.spec import CRC_BYTES, PAGE, Layout, encode_current, parse_current
 from vqdistill.index.writer import MEMORY_BYTES, IndexWriter
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel

@@ -12,8 +12,8 @@ from tests.index.support import CALIBRATED, smallest_manifest
 from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.certificate import Certificate, Rung, policy_of
 from vqdistill.index.fields import Fields, parse_json
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.spec import Manifest
 
 NAME = "manifest-1.json"
 WORK: dict[str, float] = {"lists": 3.0, "codes": 50.5, "rows": 12.0, "pages": 8.5}

@@ -13,18 +13,9 @@ from hypothesis import strategies as st
 
 from tests.index.support import leaves, make_sample, smallest_manifest, write_sample
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
+from vqdistill.index.manifest import AdapterShape, Manifest
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.spec import (
-    PAGE,
-    AdapterShape,
-    Layout,
-    Manifest,
-    Segment,
-    check_header,
-    encode_current,
-    pack_header,
-    parse_current,
-)
+from vqdistill.index.spec import PAGE, Layout, Segment, check_header, encode_current, pack_header, parse_current
 from vqdistill.types import Metric
 
 NAME = "manifest-1.json"

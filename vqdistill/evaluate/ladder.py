@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from vqdistill.evaluate.interval import Interval, bootstrap_interval
 from vqdistill.evaluate.metrics import recall_at_k
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.spec import Manifest
 from vqdistill.searcher import Searcher
 from vqdistill.types import F64, F32Rows
 

@@ -15,7 +15,8 @@ from vqdistill.config import BLOCK_ROWS
 from vqdistill.errors import CorruptIndex
 from vqdistill.index import byte_rows
 from vqdistill.index.files import read_array, read_bytes
-from vqdistill.index.spec import CRC_BYTES, PAGE, TABLE_ROWS, Manifest, RowSet, Segment
+from vqdistill.index.manifest import Manifest
+from vqdistill.index.spec import CRC_BYTES, PAGE, TABLE_ROWS, RowSet, Segment
 
 _CHUNK_ITEMS = 1 << 17
 """Integers of a disk segment that are checked together."""

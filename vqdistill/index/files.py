@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.spec import (
     CRC_BYTES,
     MANIFEST_MAX_BYTES,
     PAGE,
     VERSION,
-    Manifest,
     Segment,
     check_header,
     encode_current,
@@ -35,6 +35,12 @@ from vqdistill.index.spec import (
 
 CURRENT = "CURRENT"
 CURRENT_MAX_BYTES = 256
+
+
+def write_error(path: Path, error: OSError) -> VqdistillError:
+    """Return what a writer of an index raises when the disk refuses."""
+    verb = "disk full writing" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot write"
+    return VqdistillError(f"{verb} {path}: {error.strerror or error}")
 
 
 class FileOps:

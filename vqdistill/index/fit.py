@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from vqdistill.config import BLOCK_ROWS
 from vqdistill.index.drift import Fit, fit_from
 from vqdistill.index.reader import IndexReader
 from vqdistill.types import Codes
@@ -18,7 +19,7 @@ def measure_fit(reader: IndexReader) -> Fit | None:
     if manifest.dense == "none":
         return None
     sample = np.unique(np.linspace(0, rows.n - 1, min(rows.n, _SAMPLE)).astype(np.int64))
-    pairs = rows.arrays["codes"][sample // 32, :, sample % 32]
+    pairs = rows.arrays["codes"][sample // BLOCK_ROWS, :, sample % BLOCK_ROWS]
     codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(sample), manifest.m)
     lists = (np.searchsorted(rows.list_offsets, sample, side="right") - 1).astype(np.int32)
     decoded = reader.model.decode(Codes(lists, codes))

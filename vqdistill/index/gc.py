@@ -8,7 +8,8 @@ from pathlib import Path
 from vqdistill.errors import VqdistillError
 from vqdistill.index.files import CURRENT, FileOps, read_manifest, read_small
 from vqdistill.index.locks import is_read, lock_writer
-from vqdistill.index.spec import MANIFEST_MAX_BYTES, Manifest, is_leftover, is_manifest
+from vqdistill.index.manifest import Manifest
+from vqdistill.index.spec import MANIFEST_MAX_BYTES, is_leftover, is_manifest
 
 
 def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:

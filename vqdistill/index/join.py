@@ -13,10 +13,11 @@ import numpy as np
 
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
+from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Merge
 from vqdistill.index.reader import IndexReader
-from vqdistill.index.spec import ID_BYTES, ROW_KINDS, Manifest
-from vqdistill.index.update import checked, kept_rows, layout_of
+from vqdistill.index.spec import ID_BYTES, ROW_KINDS
+from vqdistill.index.update import kept_rows
 
 _CHUNK = 1 << 20
 """Keys looked at together."""
@@ -95,7 +96,7 @@ def _write(ops: FileOps, directory: Path, readers: Sequence[IndexReader]) -> Man
     merge, index_id = Merge(kept), _index_id(readers)
     if not merge.n:
         raise InvalidInput("indexes to merge must have at least one row, got none that is not deleted")
-    layout = merge.layout(layout_of(base))
+    layout = merge.layout(base.layout)
     segments = {
         kind: write_segment(
             ops, directory, replace(segment, file=f"{kind}-1.seg"), index_id, [readers[0].payload(kind)]
@@ -109,7 +110,7 @@ def _write(ops: FileOps, directory: Path, readers: Sequence[IndexReader]) -> Man
         if drift is not None and reader.manifest.drift is not None:
             for fit in (reader.manifest.drift.compiled, *reader.manifest.drift.added):
                 drift = drift.with_added(replace(fit, generation=1))
-    manifest = checked(
+    manifest = read_back(
         replace(
             base,
             generation=1,

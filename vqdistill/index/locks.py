@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import open_regular
-from vqdistill.index.spec import Manifest
+from vqdistill.index.manifest import Manifest
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
 """What file systems without such locks answer."""

@@ -14,7 +14,7 @@ from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.rows import I64, Alive, OpenRows
 
 if TYPE_CHECKING:
-    from vqdistill.index.spec import Manifest
+    from vqdistill.index.manifest import Manifest
 
 
 _FEW = 4

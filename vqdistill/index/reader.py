@@ -29,8 +29,9 @@ from vqdistill.index.files import (
 )
 from vqdistill.index.locks import lock_generation
 from vqdistill.index.lookup import find
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
-from vqdistill.index.spec import PAGE, Manifest, Segment, is_leftover
+from vqdistill.index.spec import PAGE, Segment, is_leftover
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.types import F32Rows, Metric
 

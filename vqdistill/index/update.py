@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,21 +18,22 @@ from vqdistill.index.batch import Batch
 from vqdistill.index.checks import count_bits
 from vqdistill.index.compaction import CompactionLog
 from vqdistill.index.drift import FitMeter
-from vqdistill.index.files import FileOps, map_segment, open_segment, publish_manifest, read_manifest, write_segment
+from vqdistill.index.files import (
+    FileOps,
+    map_segment,
+    open_segment,
+    publish_manifest,
+    read_manifest,
+    write_error,
+    write_segment,
+)
 from vqdistill.index.locks import lock_writer
 from vqdistill.index.lookup import find, keys_of, shown
+from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Kept, Merge, RowSource, StoredRows
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.rows import I64, Alive, OpenRows
-from vqdistill.index.spec import (
-    MANIFEST_MAX_BYTES,
-    ROW_KINDS,
-    Layout,
-    Manifest,
-    RowSet,
-    Segment,
-    name_generation,
-)
+from vqdistill.index.spec import ROW_KINDS, Layout, RowSet, Segment, name_generation
 from vqdistill.types import Codes, F32Rows
 
 BATCH_BYTES = 64 << 20
@@ -251,8 +251,7 @@ class IndexUpdater:
             yield
         except OSError as error:
             self.abort()
-            verb = "disk full writing" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot write"
-            raise VqdistillError(f"{verb} {self._path}: {error.strerror or error}") from error
+            raise write_error(self._path, error) from error
         except BaseException:
             self.abort()
             raise
@@ -321,7 +320,7 @@ class IndexUpdater:
                 self._remove(part)
 
     def _write(self, merge: Merge, log: CompactionLog | None) -> _Part:
-        layout, index_id = layout_of(self.manifest), self.manifest.index_id
+        layout, index_id = self.manifest.layout, self.manifest.index_id
         generation, self._generation = self._generation, self._generation + 1
         finished: list[Segment] = []
         if log is not None:
@@ -390,7 +389,7 @@ class IndexUpdater:
             shared["deleted"] = self._write_deleted(generation)
         certificate, drift = self.manifest.certificate, self.manifest.drift
         fit = self._meter.fit(generation)
-        return checked(
+        return read_back(
             replace(
                 self.manifest,
                 generation=generation,
@@ -406,32 +405,7 @@ class IndexUpdater:
 
     def _write_deleted(self, generation: int) -> Segment:
         blocks = [part.alive.deleted_blocks() for part in self._parts]
-        layout = replace(layout_of(self.manifest), deleted_blocks=sum(map(len, blocks)))
+        layout = replace(self.manifest.layout, deleted_blocks=sum(map(len, blocks)))
         segment = layout.segments(generation)["deleted"]
         self._written.append(segment.file)
         return write_segment(self._ops, self._path, segment, self.manifest.index_id, blocks)
-
-
-def layout_of(manifest: Manifest) -> Layout:
-    """Layout of an index, from which those of its sets follow."""
-    return Layout(
-        n=manifest.n,
-        d=manifest.d,
-        nlist=manifest.nlist,
-        m=manifest.m,
-        dsub=manifest.dsub,
-        dense=manifest.dense,
-        ids=manifest.ids,
-        codes=manifest.codes,
-        tables=manifest.tables,
-        version=manifest.version,
-        **{f"{stage}_units": shape.units for stage, shape in manifest.adapters.items()},
-    )
-
-
-def checked(manifest: Manifest) -> Manifest:
-    """Read a manifest back, so that nothing is published that a reader would refuse."""
-    data = manifest.to_bytes()
-    if len(data) > MANIFEST_MAX_BYTES:
-        raise InvalidInput(f"the manifest must have at most {MANIFEST_MAX_BYTES} bytes, got {len(data)}")
-    return Manifest.parse(data, manifest.file)

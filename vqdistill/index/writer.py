@@ -16,31 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.config import KSUB
-from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.drift import Drift
 from vqdistill.index.encodings import encode_dense, encode_int_ids, encode_text_id
-from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
+from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_error, write_segment
 from vqdistill.index.fit import measure_fit
 from vqdistill.index.idtable import write_id_table
 from vqdistill.index.lookup import text_key
+from vqdistill.index.manifest import AdapterShape, Manifest, read_back
 from vqdistill.index.merge import packed
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.runs import Chunks, EncodedRows, RunLog, Runs
-from vqdistill.index.spec import (
-    ADAPTERS,
-    DENSE,
-    ID_BYTES,
-    IDS,
-    MANIFEST_MAX_BYTES,
-    TABLES,
-    AdapterShape,
-    Layout,
-    Manifest,
-    Segment,
-)
+from vqdistill.index.spec import ADAPTERS, DENSE, ID_BYTES, IDS, TABLES, Layout, Segment
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows, require_finite
@@ -242,8 +232,7 @@ class IndexWriter:
             self.abort()
             if error.errno in (errno.EEXIST, errno.ENOTEMPTY) and os.path.lexists(self._path):
                 raise InvalidInput(f"output {self._path} must not exist, but it does") from None
-            verb = "disk full writing" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "cannot write"
-            raise VqdistillError(f"{verb} {self._path}: {error.strerror or error}") from error
+            raise write_error(self._path, error) from error
         except BaseException:
             self.abort()
             raise
@@ -341,11 +330,8 @@ class IndexWriter:
             certificate=certificate,
         )
         try:
-            data = manifest.to_bytes()
-            if len(data) > MANIFEST_MAX_BYTES:
-                raise ValueError(f"{len(data)} bytes")
-            return Manifest.parse(data, manifest.file)
-        except (TypeError, ValueError, RecursionError, CorruptIndex) as error:
+            return read_back(manifest)
+        except (TypeError, ValueError, RecursionError, CorruptIndex, InvalidInput) as error:
             raise InvalidInput(f"plan, search and report must fit a manifest, got: {error}") from None
 
     def _model_id(self) -> bytes:
