@@ -34,10 +34,11 @@ from vqdistill.data.teacher import Judge
 from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import read_manifest
+from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import open_index
 from vqdistill.index.runs import RunLog
-from vqdistill.index.spec import ID_BYTES, Manifest
+from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
@@ -154,13 +155,10 @@ def compile(
     warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
     progress.note(decision.explain())
     del decision  # and with it the sample and what trials have trained
-    sizes, cap = LARGEST, None if build_ram is None else parse_cap(build_ram)
-    if cap is not None:
-        sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
-        require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
+    sizes = LARGEST
+    if build_ram is not None:
+        sizes = _capped(build_ram, plan, src, threads, progress)
         config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
-        give_back_freed_memory()
-        progress.note(f"build-ram    {sizes.explain(cap)}")
     options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes), "warm": began}
     made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
     dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
@@ -171,10 +169,7 @@ def compile(
         assert done is not None
         if prediction is not None:
             done = replace(done, report=done.report | {"prediction": prediction.lasting()})
-        proof = None
-        if done.held_out is not None and done.reserved is not None:
-            io = "auto" if cap is None else "pread"  # what a map has touched counts as resident
-            proof = Proof(done.held_out, done.reserved, done.pseudo, dense_teacher, wanted, io)
+        proof = _proof(done, dense_teacher, wanted, capped=build_ram is not None)
         manifest = _encode(done, src, Path(out), progress, sizes, work.log, proof)
     certificate = manifest.certificate
     return {
@@ -266,6 +261,24 @@ def _encode(
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
             return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
+
+
+def _capped(build_ram: str | int, plan: CompilePlan, src: EmbeddingSource, threads: int, progress: Progress) -> Sizes:
+    """What a compile may hold at a time, so that all of it stays within a cap."""
+    cap = parse_cap(build_ram)
+    sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
+    require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
+    give_back_freed_memory()
+    progress.note(f"build-ram    {sizes.explain(cap)}")
+    return sizes
+
+
+def _proof(done: Trained, dense: DenseTeacher, wanted: RecallTarget | None, capped: bool) -> Proof | None:
+    """What proves the index; None where queries are too few."""
+    if done.held_out is None or done.reserved is None:
+        return None
+    io = "pread" if capped else "auto"  # what a map has touched counts as resident
+    return Proof(done.held_out, done.reserved, done.pseudo, dense, wanted, io)
 
 
 def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[IvfPqModel, str]:

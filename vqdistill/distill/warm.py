@@ -59,18 +59,7 @@ class WarmStart:
     @cached_property
     def moved(self) -> IvfPqModel:
         """The model in the coordinates that it was trained in."""
-        model, space = self.model, self.model.space
-        if space is None:
-            return model
-        words = space.docs(model.codewords.reshape(-1, model.d)).reshape(model.codewords.shape)
-        return replace(
-            model,
-            space=None,
-            mean=space.docs(model.mean[None])[0],
-            coarse=space.docs(model.coarse),
-            router=space.docs(model.router),
-            codewords=words,
-        )
+        return self.model.in_trained_space()
 
     def start(self, coarse: Coarse, mean: F32Rows) -> IvfPqModel:
         """Return the undistilled model: its codebooks, on the lists and around the mean (d,) of the present rows."""

@@ -82,9 +82,9 @@ def train_start(
     Ge, He, Ke, Sun: Optimized product quantization, CVPR 2013, section 3.2 (the non-parametric solution).
     """
     rng = np.random.default_rng([config.seed, 1])
-    rows = np.sort(rng.permutation(len(x))[: _at_most(_PQ_ROWS, most_rows)])
     mean = corpus_mean(x)
-    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
+    rows = _sample(len(x), _PQ_ROWS, most_rows, rng)
+    y = _targets(x, rows, coarse, mean, residual)
     rotation, codewords = _train_opq(y[:_OPQ_ROWS], config.m, rng)
     codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
     centroids = coarse.centroids
@@ -119,9 +119,9 @@ def train_additive_start(
         Undistilled: `router` equals `coarse`, `codewords` equals `doc_codewords`.
     """
     rng = np.random.default_rng([config.seed, 3])
-    rows = np.sort(rng.permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
     mean = corpus_mean(x)
-    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean)
+    rows = _sample(len(x), _ADDITIVE_ROWS, most_rows, rng)
+    y = _targets(x, rows, coarse, mean, residual)
     codewords = train_euclidean(y, config.m, rng)
     start = IvfPqModel(
         metric=metric,
@@ -158,15 +158,21 @@ def serve_rows(
     most_rows : rows that are looked at; None = as many as help
     rounds : of `fit_metric`
     """
-    rows = np.sort(np.random.default_rng([seed, 4]).permutation(len(x))[: _at_most(_ADDITIVE_ROWS, most_rows)])
-    y = x[rows] - (coarse.centroids[coarse.lists[rows]] if model.residual else model.mean)
+    rows = _sample(len(x), _ADDITIVE_ROWS, most_rows, np.random.default_rng([seed, 4]))
+    y = _targets(x, rows, coarse, model.mean, model.residual)
     metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
     codewords = fit_metric(y, metric, model.doc_codewords, rounds)
     return replace(model, codewords=codewords, doc_codewords=codewords)
 
 
-def _at_most(rows: int, most: int | None) -> int:
-    return rows if most is None else min(rows, most)
+def _sample(n: int, rows: int, most: int | None, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Sorted numbers of `rows` of n rows at random, `most` of them at most."""
+    return np.sort(rng.permutation(n)[: rows if most is None else min(rows, most)])
+
+
+def _targets(x: F32Rows, rows: npt.NDArray[np.int64], coarse: Coarse, mean: F32Rows, residual: bool) -> F32Rows:
+    """What the codes of rows stand for: their residuals, or how they differ from the mean."""
+    return np.asarray(x[rows] - (coarse.centroids[coarse.lists[rows]] if residual else mean))
 
 
 def corpus_mean(x: F32Rows) -> F32Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -178,16 +179,20 @@ class IvfPqModel:
 
     def in_rows_space(self, space: Space | None) -> IvfPqModel:
         """The model of rows x, if this one was trained on `space.docs(x)` and `space.queries(q)`; scores stay."""
-        if space is None:
-            return self
-        words = space.queries(self.codewords.reshape(-1, self.d)).reshape(self.codewords.shape)
+        return self if space is None else self._moved(space.queries, space)
+
+    def in_trained_space(self) -> IvfPqModel:
+        """The model as it was trained, undoing `in_rows_space`."""
+        return self if self.space is None else self._moved(self.space.docs, None)
+
+    def _moved(self, move: Callable[[F32Rows], F32Rows], space: Space | None) -> IvfPqModel:
         return replace(
             self,
             space=space,
-            mean=space.queries(self.mean[None])[0],
-            coarse=space.queries(self.coarse),
-            router=space.queries(self.router),
-            codewords=words,
+            mean=move(self.mean[None])[0],
+            coarse=move(self.coarse),
+            router=move(self.router),
+            codewords=move(self.codewords.reshape(-1, self.d)).reshape(self.codewords.shape),
         )
 
     def _docs(self, x: F32Rows) -> F32Rows:
