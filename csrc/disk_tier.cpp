@@ -316,18 +316,13 @@ DiskTier::Place DiskTier::score_mapped(DenseScore score, Span<RerankTask> tasks)
         RerankTask& task = tasks[t];
         const Span<Scored> rows = task.candidates;
         PageCounter pages;
-        // The last row of each file decides whether the map has all of them.
-        for (std::size_t i = 0; i < rows.size; ++i) {
-            const File& file = file_of(rows[i].id);
-            if (i + 1 < rows.size && &file_of(rows[i + 1].id) == &file) continue;
-            if (offset_in(file, rows[i].id) + stride_ > file.bytes) fail(EIO, kEndEarly);
-        }
         for (std::size_t i = 0; i < std::min(kRowsAhead, rows.size); ++i) fetch(rows[i]);
         Clock::time_point start = Clock::now();
         for (std::size_t i = 0; i < rows.size; ++i) {
             if (i + kRowsAhead < rows.size) fetch(rows[i + kRowsAhead]);
             const File& file = file_of(rows[i].id);
             const std::uint64_t begin = offset_in(file, rows[i].id);
+            if (begin + stride_ > file.bytes) fail(EIO, kEndEarly);
             rows[i].score = score(task.query, file.map + begin, d_);
             task.counts.rows += 1;
             task.counts.pages += pages.add(file.base + begin, file.base + begin + stride_);
