@@ -15,9 +15,9 @@ from vqdistill.model.additive import (
     encode_additive,
     fit_metric,
     row_metric,
-    train_euclidean,
     without_terms,
 )
+from vqdistill.model.euclidean import train_euclidean
 from vqdistill.types import F32Rows
 
 
@@ -58,17 +58,11 @@ def test_terms_of_some_rows() -> None:
     assert some.lists.tolist() == [[4, 5], [0, 1]] and some.weights.shape == (2, 2) and some.queries is terms.queries
 
 
-def test_training_beats_greedy_residual_codebooks(sample: F32Rows) -> None:
-    y = np.asarray(sample - sample.mean(axis=0), np.float32)
-    greedy, trained = (make(y, 8, np.random.default_rng(0)) for make in (additive._residual_start, train_euclidean))
-    assert squared_error(y, trained) < 0.97 * squared_error(y, greedy)
-
-
 def test_codewords_are_the_least_squares_solution(y: F32Rows) -> None:
     """Against one-hot rows and lstsq; the ridge is small but pulls unused codewords to zero."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, KSUB - 1, (len(y), 3), dtype=np.uint8)
-    solved = additive._least_squares(additive._normal_matrix(codes), kernels.word_sums(y, codes))
+    solved = additive.least_squares(y, codes)
     one_hot = (codes[:, :, None] == np.arange(KSUB)).reshape(len(y), -1).astype(np.float64)
     best = one_hot @ np.linalg.lstsq(one_hot, y.astype(np.float64), rcond=None)[0]
     np.testing.assert_allclose(kernels.decode(codes, solved), best, atol=0.02)
@@ -93,7 +87,7 @@ def test_conjugate_gradients_lower_the_metric_error_at_fixed_codes(y: F32Rows, w
 def test_conjugate_gradients_without_terms_solve_in_one_step(monkeypatch: pytest.MonkeyPatch, y: F32Rows) -> None:
     """With every A = I the preconditioner is the inverse, so any start leads to the least squares solution."""
     codes = np.random.default_rng(0).integers(0, KSUB, (len(y), 3), dtype=np.uint8)
-    solved = additive._least_squares(additive._normal_matrix(codes), kernels.word_sums(y, codes))
+    solved = additive.least_squares(y, codes)
     monkeypatch.setattr(additive, "_CG_STEPS", 1)
     zeros = np.zeros_like(solved)
     stepped = additive._conjugate_gradients(zeros, y, without_terms(y), codes)

@@ -9,6 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from vqdistill.config import KSUB, IvfPqConfig
+from vqdistill.model import euclidean
 from vqdistill.model.additive import RowTerms, row_metric
 from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
@@ -181,7 +182,11 @@ def metric_error(model: IvfPqModel, x: F32Rows, lists: npt.NDArray[np.int32], te
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_serving_the_queries_lowers_their_error(clustered: F32Rows, residual: bool) -> None:
+def test_serving_the_queries_lowers_their_error(
+    monkeypatch: pytest.MonkeyPatch, clustered: F32Rows, residual: bool
+) -> None:
+    monkeypatch.setattr(euclidean, "_MOST_RESIDUAL", 1)
+    monkeypatch.setattr(euclidean, "_FEWEST_ROWS", 0)
     coarse, terms = train_coarse(clustered, 8, 0), some_terms(clustered)
     before = train_additive_start(clustered, coarse, shape(4, "additive"), Metric.IP, residual=residual)
     after = serve_rows(before, clustered, coarse, terms, 0)
@@ -190,6 +195,15 @@ def test_serving_the_queries_lowers_their_error(clustered: F32Rows, residual: bo
     )
     assert np.array_equal(after.codewords, after.doc_codewords)
     assert all(getattr(after, name) is getattr(before, name) for name in ("mean", "coarse", "router", "rotation"))
+
+
+@pytest.mark.parametrize("m", [8, 64])
+def test_serving_the_queries_lowers_their_error_from_a_product_start(sample: F32Rows, m: int) -> None:
+    coarse, terms = train_coarse(sample, 8, 0), some_terms(sample)
+    before = train_additive_start(sample, coarse, shape(m, "additive"), Metric.IP, residual=True)
+    after = serve_rows(before, sample, coarse, terms, 0)
+    errors = [metric_error(model, sample, coarse.lists, terms) for model in (before, after)]
+    assert errors[1] < 0.99 * errors[0]
 
 
 def test_training_rows_are_capped(monkeypatch: pytest.MonkeyPatch, clustered: F32Rows) -> None:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.kernels import additive
-from vqdistill.model.additive import encode_additive, row_metric, train_euclidean
+from vqdistill.model.additive import encode_additive, row_metric
+from vqdistill.model.euclidean import train_euclidean
 from vqdistill.model.space import Space, isotropy, sphering
 from vqdistill.types import F32Rows
 
@@ -22,6 +23,8 @@ MOST_CODEBOOKS = 32
 """Codebooks that each candidate is tried with: more take longer to say the same."""
 _ROWS = 8_192
 """Rows that each candidate is tried on."""
+_ROUNDS = 6
+"""Rounds of its codebooks: the same for all, which is what counts."""
 
 
 def choose_space(
@@ -66,7 +69,7 @@ def _score_error(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | Non
     docs = x if space is None else space.docs(x)
     mean = docs.mean(axis=0, dtype=np.float64).astype(np.float32)
     y = docs - mean
-    codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]))
+    codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]), _ROUNDS)
     left = y - additive.decode(encode_additive(y, row_metric(docs, mean, None), codewords), codewords)
     left = left if space is None else space.queries(left)
     wanted = judge.lists.docs[:, :_DEPTH]

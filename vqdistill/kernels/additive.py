@@ -170,11 +170,11 @@ def word_sums(rows: F32, codes: U8) -> F64:
     return total
 
 
-@nb.njit(nogil=True, cache=True)
+@nb.njit(parallel=True, nogil=True, cache=True)
 def _co_occurrence(codes: U8, out: F64) -> None:
     n, m = codes.shape
-    for i in range(n):
-        for a in range(m):
+    for a in nb.prange(m):  # each has rows of its own in `out`
+        for i in range(n):
             for b in range(m):
                 out[a * KSUB + codes[i, a], b * KSUB + codes[i, b]] += 1
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.config import KSUB, IvfPqConfig
-from vqdistill.kernels import jit
+from vqdistill.config import IvfPqConfig
 from vqdistill.kernels.threads import matmul_t, one_library_thread
-from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, row_metric, train_euclidean
+from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, row_metric
+from vqdistill.model.euclidean import train_euclidean
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import kmeans, nearest
 from vqdistill.model.lists import WARM_ITERATIONS, assign, list_means, train_anchors
+from vqdistill.model.product import lloyd, train_opq
 from vqdistill.types import F32Rows, Metric
 
 _OPQ_ROWS = 32_768
-_OPQ_ROUNDS = 30
 _ADDITIVE_ROWS = 40_960
 _PQ_ROWS = 65_536
 _PQ_ROUNDS = 12
@@ -85,8 +85,8 @@ def train_start(
     mean = corpus_mean(x)
     rows = _sample(len(x), _PQ_ROWS, most_rows, rng)
     y = _targets(x, rows, coarse, mean, residual)
-    rotation, codewords = _train_opq(y[:_OPQ_ROWS], config.m, rng)
-    codewords = _lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
+    rotation, codewords = train_opq(y[:_OPQ_ROWS], config.m, rng)
+    codewords = lloyd(matmul_t(y, rotation), codewords, _PQ_ROUNDS)
     centroids = coarse.centroids
     return IvfPqModel(
         metric=metric,
@@ -178,30 +178,3 @@ def _targets(x: F32Rows, rows: npt.NDArray[np.int64], coarse: Coarse, mean: F32R
 def corpus_mean(x: F32Rows) -> F32Rows:
     """Mean of rows (n, d), (d,) float32."""
     return np.asarray(x.mean(axis=0, dtype=np.float64), dtype=np.float32)
-
-
-def _train_opq(y: F32Rows, m: int, rng: np.random.Generator) -> tuple[F32Rows, F32Rows]:
-    d = y.shape[1]
-    dsub = -(-d // m)
-    d_out = m * dsub
-    rotation = np.linalg.qr(rng.standard_normal((d_out, d)))[0].astype(np.float32)
-    z = matmul_t(y, rotation)
-    picks = np.resize(rng.permutation(len(y)), KSUB)
-    codewords = np.ascontiguousarray(z[picks].reshape(KSUB, m, dsub).transpose(1, 0, 2))
-    codewords = _lloyd(z, codewords, 4)
-    for _ in range(_OPQ_ROUNDS):
-        codewords = _lloyd(z, codewords, 1)
-        words = codewords[np.arange(m), jit.pq_assign(z, codewords)].reshape(len(y), d_out)
-        # Orthogonal Procrustes: the rotation that brings the rows closest to what their codes stand for.
-        u, _, vt = np.linalg.svd(words.T @ y, full_matrices=False)
-        rotation = np.ascontiguousarray(u @ vt, dtype=np.float32)
-        z = matmul_t(y, rotation)
-    return rotation, codewords
-
-
-def _lloyd(z: F32Rows, codewords: F32Rows, rounds: int) -> F32Rows:
-    for _ in range(rounds):
-        sums, counts = jit.subspace_sums(z, jit.pq_assign(z, codewords), KSUB)
-        means = sums / np.maximum(counts, 1)[..., None]
-        codewords = np.where(counts[..., None] > 0, means, codewords).astype(np.float32)
-    return codewords
