@@ -43,10 +43,10 @@ class Seconds(Progress):
         self.spent: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows") -> Iterator[Stage]:
+    def stage(self, name: str, total: int | None = None, unit: str = "rows", unit_bytes: int = 0) -> Iterator[Stage]:
         """Measure one stage."""
         begin = time.process_time()
-        with super().stage(name, total, unit) as stage:
+        with super().stage(name, total, unit, unit_bytes) as stage:
             yield stage
         self.spent[name] = self.spent.get(name, 0.0) + time.process_time() - begin
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqdistill.data.relevance import Relevance
-from vqdistill.distill import terms as module
 from vqdistill.distill.terms import QueryTerms
+from vqdistill.model import learned
 
 D = 5
 
@@ -21,12 +21,12 @@ def naive(relevance: Relevance, n: int, d: int) -> list[list[tuple[int, float]]]
     ranked: list[list[tuple[int, int]]] = [[] for _ in range(n)]
     for query in range(relevance.n_queries):
         begin, end = relevance.offsets[query], relevance.offsets[query + 1]
-        for rank, doc in enumerate(relevance.docs[begin:end].tolist()[: module.DEPTH]):
+        for rank, doc in enumerate(relevance.docs[begin:end].tolist()[: learned.DEPTH]):
             ranked[doc].append((rank, query))
     return [
         [
-            (query, d * module.QUERY_WEIGHT / (1 + rank / module._RANK_SCALE))
-            for rank, query in sorted(row)[: module.PER_ROW]
+            (query, d * learned.QUERY_WEIGHT / (1 + rank / learned._RANK_SCALE))
+            for rank, query in sorted(row)[: learned.PER_ROW]
         ]
         for row in ranked
     ]
@@ -60,9 +60,9 @@ def test_against_a_loop(seed: int, q: int, n: int) -> None:
 
 
 def test_deep_ranks_do_not_count() -> None:
-    relevance = random_relevance(1, 3, 4 * module.DEPTH)
+    relevance = random_relevance(1, 3, 4 * learned.DEPTH)
     got = QueryTerms.from_relevance(queries(3), relevance)
-    assert len(got.lists) == np.minimum(relevance.counts, module.DEPTH).sum()
+    assert len(got.lists) == np.minimum(relevance.counts, learned.DEPTH).sum()
 
 
 def test_arrays_are_as_documented() -> None:
@@ -76,7 +76,7 @@ def test_arrays_are_as_documented() -> None:
     assert (
         len(got.offsets) == len(got.docs) + 1
         and (np.diff(got.docs) > 0).all()
-        and (np.diff(got.offsets) <= module.PER_ROW).all()
+        and (np.diff(got.offsets) <= learned.PER_ROW).all()
     )
 
 

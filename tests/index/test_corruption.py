@@ -245,6 +245,9 @@ def test_a_disk_that_fails_in_one_segment_is_a_problem_of_that_segment(
     assert verify(index) == [f"cannot read {index}/dense-1.seg: Input/output error"]
 
 
+LEARNED = {"queries": 3, "depth": 2, "codes": True, "anchors": False}
+
+
 def test_versions_and_features(index: Path) -> None:
     good = manifest_file(index).read_bytes()
     range_read = "this vqdistill reads versions 1 to 4"
@@ -257,6 +260,16 @@ def test_versions_and_features(index: Path) -> None:
         ({"version": 1}, CorruptIndex, "has the unknown keys .'adapters', "),
         ({"version": 2}, CorruptIndex, "has the unknown keys .'adapters', "),
         ({"version": "1"}, CorruptIndex, "version must be an integer"),
+        ({"required_features": ["learned"]}, CorruptIndex, "lacks the keys .'learned'."),
+        ({"learned": LEARNED}, CorruptIndex, "has the unknown keys .'learned'."),
+        ({"required_features": ["learned"], "learned": 3}, CorruptIndex, "learned must be a JSON object"),
+        (
+            {"required_features": ["learned"], "learned": LEARNED | {"queries": -1}},
+            CorruptIndex,
+            "learned.queries must be an integer",
+        ),
+        ({"required_features": ["learned"], "learned": LEARNED | {"depth": 0}}, CorruptIndex, "learned.depth must be"),
+        ({"required_features": ["learned"], "learned": LEARNED}, CorruptIndex, "lacks the keys .'learn_queries'"),
         ({"format": "faiss"}, CorruptIndex, "format must be 'vqdistill', got 'faiss'"),
     ]:
         edit_manifest(index, lambda doc, edit=edit: doc.update(edit))  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from vqdistill.index.spec import DENSE, IDS, Layout
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
 from vqdistill.model.adapter import QueryAdapter
+from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import sphering
 from vqdistill.types import Codes, unit_rows
 
@@ -480,6 +482,33 @@ def test_a_space_comes_back_as_it_was(tmp_path: Path) -> None:
         assert got is not None and plain.model.space is None
         assert np.array_equal(got.forward, space.forward) and np.array_equal(got.inverse, space.inverse)
         assert "doc_space" not in reader._arrays, "searching holds no space in memory"
+
+
+@pytest.mark.parametrize("anchors", [False, True])
+@pytest.mark.parametrize("queries", [0, 7])
+def test_what_later_rows_are_coded_by_comes_back(tmp_path: Path, anchors: bool, queries: int) -> None:
+    sample, rng = make_sample(additive=True, d=6), np.random.default_rng(3)
+    learned = None
+    if queries:
+        scores = -np.sort(rng.standard_normal((queries, 3)).astype(np.float32))
+        learned = LearnQueries(rng.standard_normal((queries, 6)).astype(np.float32), scores, queries % 2 == 0)
+    model = replace(
+        sample.model,
+        learned=learned,
+        anchors=rng.standard_normal((4, 6)).astype(np.float32) if anchors else None,
+    )
+    manifest = write_sample(tmp_path / "x.vqd", replace(sample, model=model))
+    assert verify(tmp_path / "x.vqd") == [] and Manifest.parse(manifest.to_bytes(), manifest.file) == manifest
+    required = json.loads(manifest.to_bytes())["required_features"]
+    assert required == (["learned"] if anchors or queries else [])
+    with IndexReader.open(tmp_path / "x.vqd") as reader:
+        got = reader.model
+        assert not {"anchors", "learn_queries", "learn_scores"} & set(reader._arrays), "searching needs none of it"
+        assert np.array_equal(got.anchors, model.anchors) if anchors else got.anchors is None
+        assert (got.learned is None) == (learned is None)
+        if got.learned is not None and learned is not None:
+            assert np.array_equal(got.learned.queries, learned.queries.astype(np.float16).astype(np.float32))
+            assert np.array_equal(got.learned.scores, learned.scores) and got.learned.codes == learned.codes
 
 
 def test_adapters_beyond_float16_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from vqdistill.index.gc import gc
 from vqdistill.index.join import merge_indexes
 from vqdistill.index.reader import IndexReader, verify
 from vqdistill.index.update import IndexUpdater
+from vqdistill.kernels import unpack_codes
+from vqdistill.model.learned import LearnQueries
 from vqdistill.searcher import Searcher
 
 N, D, NLIST = 70, 5, 4
@@ -110,6 +113,30 @@ def test_a_life(tmp_path: Path, kind: str, additive: bool, few_merges: None) -> 
     check(path, wanted)
     del searcher
     assert open_fds() == fds
+
+
+def test_added_rows_are_coded_for_the_learn_queries(tmp_path: Path, few_merges: None) -> None:
+    """As the model codes them, anchors and queries included; what is merged keeps both."""
+    sample, rng = make_sample(n=N, d=D, nlist=NLIST, ids="rows", dense="f32", additive=True), np.random.default_rng(3)
+    queries, scores = rng.standard_normal((9, D)).astype(np.float32), np.full((9, 1), -1, np.float32)
+    anchors = rng.standard_normal((NLIST, D)).astype(np.float32)
+    model = replace(sample.model, learned=LearnQueries(queries, scores, True), anchors=anchors)
+    for name in ("a.vqd", "b.vqd"):
+        write_sample(tmp_path / name, replace(sample, model=model))
+    more = rows_of(8, 40)
+    with IndexUpdater(tmp_path / "a.vqd") as updater:
+        updater.add(None, more)
+        updater.publish()
+    with IndexReader.open(tmp_path / "a.vqd") as reader:
+        stored, wanted = reader.sets[1], reader.model.encode_new(more)
+        order = np.argsort(wanted.lists, kind="stable")
+        assert np.array_equal(np.diff(stored.list_offsets), np.bincount(wanted.lists, minlength=NLIST))
+        assert np.array_equal(unpack_codes(stored.arrays["codes"], len(more)), wanted.codes[order])
+        plain = replace(reader.model, learned=None, anchors=None).encode(more)
+        assert (plain.lists != wanted.lists).any() and (plain.codes != wanted.codes).any()
+    merge_indexes([tmp_path / "a.vqd", tmp_path / "b.vqd"], tmp_path / "c.vqd")
+    with IndexReader.open(tmp_path / "c.vqd") as reader:
+        assert reader.manifest.learned is not None and np.array_equal(reader.model.anchors, anchors)
 
 
 def numbers_of(searcher: Searcher, keys: list[Any]) -> tuple[list[Any], list[int]]:

@@ -17,10 +17,10 @@ from vqdistill.data.teacher import ExactTeacher, pseudo_queries
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.distill.spaces import choose_space
-from vqdistill.distill.terms import DEPTH as TERMS_DEPTH
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
 from vqdistill.model.additive import RowTerms
+from vqdistill.model.learned import DEPTH as TERMS_DEPTH
 from vqdistill.model.space import Space
 from vqdistill.types import F32Rows
 

@@ -20,6 +20,7 @@ from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import VERSION
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import Space
 from vqdistill.types import Metric
 
@@ -29,6 +30,7 @@ _PARTS = {
     "verify_adapter": QueryAdapter,
     "terms": QueryTerms,
     "list_terms": QueryTerms,
+    "learned": LearnQueries,
 }
 """Fields of a model that are values with arrays of their own."""
 

@@ -9,16 +9,8 @@ import numpy.typing as npt
 
 from vqdistill.data.relevance import Relevance
 from vqdistill.model.additive import RowTerms, directions
+from vqdistill.model.learned import DEPTH, PER_ROW, rank_weights
 from vqdistill.types import F32Rows
-
-DEPTH = 100
-"""Teacher ranks that count."""
-PER_ROW = 16
-"""Queries kept for a document, those that rank it best. Against 8 they bring 0.5 to 1 point of recall@10 by code."""
-QUERY_WEIGHT = 0.01
-"""Weight of a query's term at rank 0, in units of d; 0.03 is too strong, 0.003 too weak."""
-_RANK_SCALE = 10
-"""A query's weight halves at this rank."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +45,13 @@ class QueryTerms:
         place = np.arange(best.nnz) - np.searchsorted(docs, docs)
         kept = order[place < PER_ROW]
         ranks = (rank[kept] + 0.5) / share - 0.5
-        weights = queries.shape[1] * QUERY_WEIGHT / (1 + ranks / _RANK_SCALE)
+        weights = rank_weights(queries.shape[1], ranks)
         ranked, starts = np.unique(best.docs[kept], return_index=True)
         offsets = np.append(starts, len(kept))
         seen = (
             directions(queries - queries.mean(axis=0)) if len(queries) else np.zeros((1, queries.shape[1]), np.float32)
         )
-        return cls(ranked, offsets, best.query_of_entries()[kept].astype(np.int32), weights.astype(np.float32), seen)
+        return cls(ranked, offsets, best.query_of_entries()[kept].astype(np.int32), weights, seen)
 
     def take(self, rows: npt.NDArray[np.int64]) -> RowTerms:
         """Terms of the given documents, padded to the same number for each."""

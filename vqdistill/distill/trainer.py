@@ -39,10 +39,13 @@ from vqdistill.model.codebooks import (
     train_start,
 )
 from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import Space
 from vqdistill.progress import Progress
 from vqdistill.types import F64, Codes, F32Rows, Metric, as_f32_rows
 
+MOST_LEARNED = 50_000
+"""Learn queries that are kept for rows to come: 40 MB on disk at 384 dimensions."""
 _ROWS_READ = 4096
 
 _log = logging.getLogger(__name__)
@@ -193,6 +196,8 @@ class Distiller:
         elif self.config.enabled:
             self.report["skipped"] = f"distillation needs at least {FEWEST_QUERIES} queries with documents"
         model, lesson = model.in_rows_space(space), lesson.in_rows_space(space)
+        if dense_teacher:
+            model = replace(model, learned=_learned(model, queries, relevance, train))
         if terms is not None and judgments is not None and self.model.verify_units:
             model = self._verify(model, codes, lesson, judgments.local(queries, rows))
         return self._finish(model, codes, lesson.judge)
@@ -460,6 +465,20 @@ class Distiller:
             {"stage": stage, "before": float(before.mean()), "after": float(after.mean()), "kept": kept}
         )
         return kept
+
+
+def _learned(
+    model: IvfPqModel, queries: F32Rows, relevance: Relevance, train: npt.NDArray[np.int64]
+) -> LearnQueries | None:
+    """The queries that codes or lists serve, for rows to come; of very many, some evenly spaced."""
+    codes = model.terms is not None
+    if not codes and model.list_terms is None:
+        return None
+    train = train[:: -(-len(train) // MOST_LEARNED)]
+    if np.abs(queries[train]).max() > np.finfo(np.float16).max:
+        return None
+    kept = relevance.select(train)
+    return LearnQueries.ranking(queries[train], kept.offsets, kept.scores, codes)
 
 
 def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -72,6 +72,7 @@ class WarmStart:
             anchors=coarse.anchors,
             query_adapter=None,
             verify_adapter=None,
+            learned=None,
         )
 
     def tables(self, served: IvfPqModel) -> IvfPqModel:

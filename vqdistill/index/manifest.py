@@ -21,7 +21,10 @@ from vqdistill.index.spec import (
     FORMAT,
     ID_BYTES,
     IDS,
+    LEARNED,
     MANIFEST_MAX_BYTES,
+    MAX_LEARN_DEPTH,
+    MAX_LEARN_QUERIES,
     MAX_SETS,
     MAX_UNITS,
     OLDEST_VERSION,
@@ -58,6 +61,43 @@ class AdapterShape:
         entry.require_keys(frozenset({"units", "rank"}))
         units = entry.integer("units", 1, MAX_UNITS)
         return cls(units=units, rank=entry.integer("rank", 0, units))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedShape:
+    """What a manifest says of the queries that the model has learned from, whose arrays are segments."""
+
+    queries: int
+    """0 = none are kept."""
+    depth: int
+    """Scores of each."""
+    codes: bool
+    """Whether codes serve them."""
+    anchors: bool
+    """Whether lists have anchors."""
+
+    @classmethod
+    def parse(cls, entry: Fields) -> LearnedShape:
+        """Read the `learned` object of a manifest.
+
+        Raises
+        ------
+        CorruptIndex
+            If anything is missing, superfluous or out of range.
+        """
+        entry.require_keys(frozenset(cls.__dataclass_fields__))
+        queries = entry.integer("queries", 0, MAX_LEARN_QUERIES)
+        return cls(
+            queries=queries,
+            depth=entry.integer("depth", 1 if queries else 0, MAX_LEARN_DEPTH if queries else 0),
+            codes=entry.boolean("codes"),
+            anchors=entry.boolean("anchors"),
+        )
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """Fields of a `Layout`."""
+        return {"learn_queries": self.queries, "learn_depth": self.depth, "anchors": self.anchors}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +143,8 @@ class Manifest:
     """How added rows fit the model; None where nothing was measured."""
     adapters: Mapping[str, AdapterShape] = field(default_factory=dict)
     """By stage, a name of ADAPTERS."""
+    learned: LearnedShape | None = None
+    """Queries and anchors that added rows are coded and assigned by; None = neither."""
     certificate: Certificate | None = None
     """What searches were measured to find; None where there were no queries to measure on."""
     version: int = VERSION
@@ -121,6 +163,8 @@ class Manifest:
     @property
     def layout(self) -> Layout:
         """Numbers from which the layouts of its sets follow."""
+        more: dict[str, Any] = {} if self.learned is None else self.learned.layout
+        more |= {f"{stage}_units": shape.units for stage, shape in self.adapters.items()}
         return Layout(
             n=self.n,
             d=self.d,
@@ -132,7 +176,7 @@ class Manifest:
             codes=self.codes,
             tables=self.tables,
             version=self.version,
-            **{f"{stage}_units": shape.units for stage, shape in self.adapters.items()},
+            **more,
         )
 
     @property
@@ -169,7 +213,7 @@ class Manifest:
         doc = {
             "format": FORMAT,
             "version": self.version,
-            "required_features": [],
+            "required_features": [] if self.learned is None else [LEARNED],
             "generation": self.generation,
             "index_id": self.index_id.hex(),
             "n": self.n,
@@ -202,6 +246,8 @@ class Manifest:
                     for rows in self.added
                 ],
             }
+        if self.learned is not None:
+            doc["learned"] = asdict(self.learned)
         return json.dumps(doc, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
     @classmethod
@@ -222,12 +268,16 @@ class Manifest:
         """
         top = Fields(parse_json(data, file), file)
         version = _check_version(top)
-        top.require_keys(_KEYS - {key for key, since in _SINCE.items() if version < since})
+        optional = {"learned"} if LEARNED in top.values["required_features"] else set()
+        top.require_keys(_KEYS - {key for key, since in _SINCE.items() if version < since} | optional)
         generation = top.integer("generation", 1, 10**9 - 1)
         if not is_manifest(file) or generation != name_generation(file):
             top.fail("generation", generation, "the number in the file name")
         adapters = _parse_adapters(top.object("adapters")) if version > 2 else {}
+        learned = LearnedShape.parse(top.object("learned")) if optional else None
         layout = _parse_layout(top, version, adapters)
+        if learned is not None:
+            layout = replace(layout, **learned.layout)
         metric, residual = _parse_scores(top, layout.codes)
         search = SearchPolicy.parse(
             top.object("search"), version=version, nlist=layout.nlist, has_dense=layout.dense != "none"
@@ -265,6 +315,7 @@ class Manifest:
             deleted=deleted,
             drift=None if drift is None else Drift.parse(drift),
             adapters=adapters,
+            learned=learned,
             certificate=None
             if certified is None
             else Certificate.parse(certified, n=layout.n, nlist=layout.nlist, policy=search),
@@ -288,7 +339,8 @@ def read_back(manifest: Manifest) -> Manifest:
     return Manifest.parse(data, manifest.file)
 
 
-_KEYS = frozenset(Manifest.__dataclass_fields__) | {"format", "version", "required_features", "d_out"}
+_KEYS = frozenset(Manifest.__dataclass_fields__) - {"learned"} | {"format", "version", "required_features", "d_out"}
+"""Keys of every manifest of the newest version; `learned` comes with the feature of that name."""
 _SINCE = {"tables": 2, "adapters": 3} | dict.fromkeys(
     ("certificate", "model_id", "added", "next_row", "deleted", "drift"), 4
 )
@@ -309,6 +361,7 @@ def _parse_layout(top: Fields, version: int, adapters: Mapping[str, AdapterShape
         top.fail("tables", tables, "'f32' for pq codes")
     if tables == "i8" and version < 4:
         top.fail("tables", tables, "'f32' or 'f16' before version 4")
+    units: dict[str, Any] = {f"{stage}_units": shape.units for stage, shape in adapters.items()}
     layout = Layout(
         n=top.integer("n", 1, 2**40),
         d=top.integer("d", 1, 2**20),
@@ -320,7 +373,7 @@ def _parse_layout(top: Fields, version: int, adapters: Mapping[str, AdapterShape
         codes=codes,
         tables=tables,
         version=version,
-        **{f"{stage}_units": shape.units for stage, shape in adapters.items()},
+        **units,
     )
     if codes == "additive" and dsub != layout.d:
         top.fail("dsub", dsub, f"d = {layout.d} for additive codes")

@@ -188,6 +188,7 @@ class IndexReader:
         """The model; the first access loads what encodes rows, which is not resident otherwise."""
         # Here, because its encoder loads Numba, which opening and searching must not.
         from vqdistill.model.ivfpq import IvfPqModel
+        from vqdistill.model.learned import LearnQueries
         from vqdistill.model.space import Space
 
         self._require_open()
@@ -197,7 +198,10 @@ class IndexReader:
                 space = Space.of_forward(self.payload("doc_space"))
             except InvalidInput as error:
                 raise CorruptIndex(f"{self.manifest.segments['doc_space'].file}: {error}") from None
-        arrays = self._arrays
+        arrays, shape, learned = self._arrays, self.manifest.learned, None
+        if shape is not None and shape.queries:
+            queries = self.payload("learn_queries").astype(np.float32)
+            learned = LearnQueries(queries, self.payload("learn_scores"), shape.codes)
         return IvfPqModel(
             metric=self.manifest.metric,
             residual=self.manifest.residual,
@@ -210,6 +214,8 @@ class IndexReader:
             space=space,
             query_adapter=self.adapter("query"),
             verify_adapter=self.adapter("verify"),
+            anchors=self.payload("anchors") if shape is not None and shape.anchors else None,
+            learned=learned,
         )
 
     def adapter(self, stage: str) -> QueryAdapter | None:

@@ -20,8 +20,10 @@ VERSION = 4
 """Format version that is written, and the newest that is read."""
 OLDEST_VERSION = 1
 """Oldest format version that is read."""
-FEATURES: frozenset[str] = frozenset()
-"""Required features this reader knows."""
+LEARNED = "learned"
+"""Feature of an index that keeps queries it has learned from, or anchors of its lists, for rows that are added."""
+FEATURES: frozenset[str] = frozenset({LEARNED})
+"""Required features this reader knows. Persisted: never rename."""
 
 PAGE = 4096
 """Bytes of a header page; payloads are zero-padded to a multiple of it."""
@@ -52,6 +54,8 @@ ROW_KINDS = frozenset(
     {"codes", "list_offsets", "rows", "dense", "ids", "ids_offsets", "ids_bytes", "id_keys", "id_order"}
 )
 """Segments of a set of rows; an index has each of the others once."""
+MAX_LEARN_QUERIES, MAX_LEARN_DEPTH = 2**24, 2**10
+"""Learn queries, and scores of each, at most."""
 MAX_SETS = 1000
 """Sets of rows that an index may have beside the first."""
 RESIDENT = frozenset({"codes", "list_offsets", "router", "coarse", "rotation", "codewords", "mean", "deleted"}) | {
@@ -141,6 +145,12 @@ class Layout:
     """Units of the adapter of queries; 0 = none."""
     verify_units: int = 0
     """Units of the adapter of queries that verify; 0 = none."""
+    learn_queries: int = 0
+    """Learn queries that are kept."""
+    learn_depth: int = 0
+    """Scores of each."""
+    anchors: bool = False
+    """Whether lists have anchors."""
     id_bytes: int = 0
     """Bytes of all string ids together; 0 for other kinds of ids."""
     deleted_blocks: int = 0
@@ -188,6 +198,11 @@ class Layout:
                 arrays[f"{stage}_down"] = (table, (units, self.d))
                 arrays[f"{stage}_bias"] = ("f4", (units,))
                 arrays[f"{stage}_up"] = (table, (self.d, units))
+        if self.learn_queries:
+            arrays["learn_queries"] = ("f2", (self.learn_queries, self.d))
+            arrays["learn_scores"] = ("f4", (self.learn_queries, self.learn_depth))
+        if self.anchors:
+            arrays["anchors"] = ("f4", (self.nlist, self.d))
         if self.codes == "pq":
             arrays["rotation"] = ("f4", (self.m * self.dsub, self.d))
         elif self.version >= 3:

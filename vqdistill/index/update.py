@@ -155,7 +155,7 @@ class IndexUpdater:
                 raise InvalidInput(f"ids must be one for each of {len(x)} rows, got {len(ids)}")
             if ids is not None:
                 self._make_room(ids, replace)
-            codes = self.reader.model.encode(x)
+            codes = self.reader.model.encode_new(x)
             self._measure(codes, x)
             self._batch.add(ids, codes, x, self._next_row)
             self._next_row += len(x)

@@ -25,7 +25,7 @@ from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, w
 from vqdistill.index.fit import measure_fit
 from vqdistill.index.idtable import write_id_table
 from vqdistill.index.lookup import text_key
-from vqdistill.index.manifest import AdapterShape, Manifest, read_back
+from vqdistill.index.manifest import AdapterShape, LearnedShape, Manifest, read_back
 from vqdistill.index.merge import packed
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
@@ -323,6 +323,7 @@ class IndexWriter:
             model_id=self._model_id(),
             next_row=layout.n,
             drift=drift,
+            learned=_learned_shape(self._model),
             adapters={
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
@@ -380,6 +381,9 @@ class IndexWriter:
 
 
 def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0) -> Layout:
+    shape = _learned_shape(model)
+    more: dict[str, Any] = {} if shape is None else shape.layout
+    more |= {f"{stage}_units": adapter.units for stage, adapter in _adapters(model).items()}
     return Layout(
         n=n,
         d=model.d,
@@ -390,9 +394,17 @@ def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str =
         dense=dense,
         tables=tables,
         ids=ids,
-        **{f"{stage}_units": adapter.units for stage, adapter in _adapters(model).items()},
         id_bytes=id_bytes,
+        **more,
     )
+
+
+def _learned_shape(model: IvfPqModel) -> LearnedShape | None:
+    learned, anchors = model.learned, model.anchors is not None
+    if learned is None:
+        return LearnedShape(queries=0, depth=0, codes=False, anchors=True) if anchors else None
+    queries, depth = learned.scores.shape
+    return LearnedShape(queries=queries, depth=depth, codes=learned.codes, anchors=anchors)
 
 
 def _adapters(model: IvfPqModel) -> dict[str, QueryAdapter]:
@@ -406,7 +418,9 @@ def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
     arrays = {name: getattr(model, name) for name in _MODEL_ARRAYS}
     for stage, adapter in _adapters(model).items():
         arrays |= {f"{stage}_{part}": getattr(adapter, part) for part in _ADAPTER_PARTS}
-    return arrays
+    if model.learned is not None:
+        arrays |= {"learn_queries": model.learned.queries, "learn_scores": model.learned.scores}
+    return arrays if model.anchors is None else arrays | {"anchors": model.anchors}
 
 
 def _stored(array: npt.NDArray[np.float32], segment: Segment) -> npt.NDArray[Any]:
@@ -436,6 +450,7 @@ def _require_model(model: IvfPqModel, tables: str) -> None:
         _require_array(f"model {name}", array, wanted[name][1], np.float32)
         if not np.isfinite(array).all():
             raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        halves = name.endswith(_TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ())
+        ends = _TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ()
+        halves = name.endswith(("learn_queries", *ends))
         if halves and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
             raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")

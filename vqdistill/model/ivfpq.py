@@ -17,6 +17,7 @@ from vqdistill.model import lists as query_lists
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
 from vqdistill.model.kmeans import nearest
+from vqdistill.model.learned import LearnQueries, TermFinder
 from vqdistill.model.space import Space
 from vqdistill.types import Codes, F32Rows, Metric
 
@@ -76,9 +77,11 @@ class IvfPqModel:
     """What `build` encodes the rows of the training corpus with, by row number; no part of an index."""
     anchors: F32Rows | None = field(default=None, compare=False, repr=False)
     """(nlist, d) that row signatures (`lists.signatures`) go to the nearest of, where queries shaped the lists, in the
-    coordinates of `space`; None = rows go to the nearest `coarse`. No part of an index."""
+    coordinates of `space`; None = rows go to the nearest `coarse`."""
     list_terms: TermsOfRows | None = field(default=None, compare=False, repr=False)
     """What `build` assigns the rows of the training corpus with, by row number; no part of an index."""
+    learned: LearnQueries | None = field(default=None, compare=False, repr=False)
+    """Queries that `terms` and `list_terms` come from, for rows that are added later; None = nothing to serve them."""
 
     def __post_init__(self) -> None:
         arrays = (self.mean, self.coarse, self.router, self.rotation, self.codewords, self.doc_codewords)
@@ -87,6 +90,7 @@ class IvfPqModel:
         ok = ok and self.coarse.shape[1] == self.rotation.shape[1] == self.d
         ok = ok and (self.anchors is None or self.anchors.shape == self.coarse.shape)
         ok = ok and (self.space is None or self.space.forward.shape == self.space.inverse.shape == (self.d, self.d))
+        ok = ok and (self.learned is None or self.learned.queries.shape[1] == self.d)
         ok = ok and all(adapter is None or adapter.d == self.d for adapter in (self.query_adapter, self.verify_adapter))
         if not ok or len(self.rotation) != (0 if self.additive and self.dsub == self.d else self.m * self.dsub):
             shapes = {name: value.shape for name, value in vars(self).items() if isinstance(value, np.ndarray)}
@@ -167,6 +171,20 @@ class IvfPqModel:
             docs = self._docs(x)
             lists = self._assign(docs, list_terms)
             return Codes(lists, self._quantize(docs, lists, terms))
+
+    def encode_new(self, x: F32Rows) -> Codes:
+        """Encode rows that are not of the training corpus as if they were: the learn queries that would have ranked
+        them shape their lists and codes. Parameters, results and errors as `encode`.
+        """
+        if self.learned is None or x.shape[1:] != (self.d,):
+            return self.encode(x)
+        terms = self._finder.find(x)
+        return self.encode(x, terms if self.learned.codes else None, terms)
+
+    @cached_property
+    def _finder(self) -> TermFinder:
+        assert self.learned is not None
+        return TermFinder(self.learned, self.coarse, self.space)
 
     def decode(self, codes: Codes) -> F32Rows:
         """Approximate rows (b, d) float32 that the codes stand for."""
