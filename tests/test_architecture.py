@@ -59,7 +59,7 @@ ABSENT = {
 
 DOORS = {
     "_native": {"kernels", "index.reader", "searcher"},
-    "numba": {"kernels.jit", "kernels.additive", "kernels.threads", "bench.verify"},
+    "numba": {"kernels.jit", "kernels.additive", "kernels.ranking", "kernels.threads", "bench.verify"},
     "llvmlite": {"bench.verify"},
     "torch": {"distill"},
     "h5py": {"data", "bench"},
@@ -93,6 +93,7 @@ DOORS = {
 LATE = {
     ("data", "pyarrow"),
     ("index.reader", "vqdistill.model.ivfpq"),
+    ("index.reader", "vqdistill.model.learned"),
     ("index.reader", "vqdistill.model.space"),
     ("searcher", "vqdistill.index.update"),
     ("cli", "vqdistill.index.gc"),

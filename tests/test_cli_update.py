@@ -81,3 +81,14 @@ def test_bad_input(index: Path, run: Run, tmp_path: Path) -> None:
     assert "must be given" in run("delete", index)
     assert "nothing at" in run("compact", tmp_path / "nowhere.vqd")
     assert "nothing at" in run("gc", tmp_path / "nowhere.vqd")
+
+
+def test_numbered_rows_are_added_but_not_replaced(tmp_path: Path, run: Run) -> None:
+    index, more, ids = tmp_path / "x.vqd", tmp_path / "more.npy", tmp_path / "ids.txt"
+    vqd.compile(X[:200], index, queries="none", ram="4B/vec", distill=False, threads=1)
+    np.save(more, X[200:])
+    ids.write_text("".join(f"{row}\n" for row in range(100)))
+    for command in (("upsert", index, more), ("add", index, more, "--on-duplicate", "replace")):
+        assert "rows cannot be replaced, got replace" in run(*command)
+    assert "rows cannot be replaced, got --ids" in run("add", index, more, "--ids", ids)
+    assert run("add", index, more)["rows"] == 300

@@ -25,8 +25,14 @@ def _add(index: str, source: str, ids: str | None, replace: bool) -> dict[str, A
             raise InvalidInput(
                 f"vectors of {source} must have {manifest.d} dimensions, as those of {index}, got {src.dim}"
             )
+        if manifest.ids == "rows" and (replace or ids is not None):
+            raise InvalidInput(
+                f"ids of {index} are row numbers, of which added rows get the next ones: rows cannot be replaced, got"
+                f" {'--ids' if ids is not None else 'replace'}"
+            )
         kind = "rows" if src.ids is None else src.ids.kind
-        if kind != manifest.ids and not (kind != "rows" and manifest.ids == "rows"):
+        # Ids that a file has anyway are no matter to an index that numbers its rows.
+        if manifest.ids not in ("rows", kind):
             raise InvalidInput(f"ids of {source} must be {manifest.ids}, as those of {index}, got {kind}")
         with progress.stage("add", src.n) as stage:
             for block in src.blocks():
