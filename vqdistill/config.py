@@ -245,8 +245,8 @@ class DistillConfig:
     """Float32 bytes of the rows that training keeps in memory; larger corpora are sampled around the teacher's
     lists."""
     codebook_rows: int | None = None
-    """Training rows that codebooks are fitted to at most; None = as many as still help: 40,960 for additive codes,
-    65,536 for product codes."""
+    """Training rows that codebooks are fitted to at most; None = as many as still help: 40,960 for additive codes, more
+    from m = 66 on, and 65,536 for product codes."""
 
     def __post_init__(self) -> None:
         _require(self.loss in LOSSES, "loss", self.loss, f"one of {', '.join(LOSSES)}")

@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from vqdistill.config import KSUB, IvfPqConfig
-from vqdistill.model import euclidean
+from vqdistill.model import codebooks, euclidean
 from vqdistill.model.additive import RowTerms, row_metric
 from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
@@ -206,10 +206,15 @@ def test_serving_the_queries_lowers_their_error_from_a_product_start(sample: F32
     assert errors[1] < 0.99 * errors[0]
 
 
+def test_many_codebooks_are_fitted_to_more_rows() -> None:
+    assert [codebooks._additive_rows(m) for m in (2, 64, 128, 256)] == [40_960, 40_960, 81_920, 163_840]
+
+
 def test_training_rows_are_capped(monkeypatch: pytest.MonkeyPatch, clustered: F32Rows) -> None:
     """Of many rows a seeded part is used; lists must be taken along."""
     for name in ("_PQ_ROWS", "_OPQ_ROWS", "_ADDITIVE_ROWS"):
         monkeypatch.setattr(f"vqdistill.model.codebooks.{name}", 600)
+    monkeypatch.setattr("vqdistill.model.codebooks._ROWS_PER_WORD", 1)
     for codes in ("pq", "additive"):
         model = start(clustered, 4, codes, residual=True)
         again = start(clustered, 4, codes, residual=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.config import IvfPqConfig
+from vqdistill.config import KSUB, IvfPqConfig
 from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, row_metric
 from vqdistill.model.euclidean import train_euclidean
@@ -18,7 +18,9 @@ from vqdistill.model.product import lloyd, train_opq
 from vqdistill.types import F32Rows, Metric
 
 _OPQ_ROWS = 32_768
-_ADDITIVE_ROWS = 40_960
+_ADDITIVE_ROWS, _ROWS_PER_WORD = 40_960, 40
+"""Rows that additive codebooks are fitted to, at least so many for each codeword: with 20 for each of 2,048 they leave
+2 % more error on other rows than with 48."""
 _PQ_ROWS = 65_536
 _PQ_ROUNDS = 12
 
@@ -120,7 +122,7 @@ def train_additive_start(
     """
     rng = np.random.default_rng([config.seed, 3])
     mean = corpus_mean(x)
-    rows = _sample(len(x), _ADDITIVE_ROWS, most_rows, rng)
+    rows = _sample(len(x), _additive_rows(config.m), most_rows, rng)
     y = _targets(x, rows, coarse, mean, residual)
     codewords = train_euclidean(y, config.m, rng)
     start = IvfPqModel(
@@ -158,11 +160,15 @@ def serve_rows(
     most_rows : rows that are looked at; None = as many as help
     rounds : of `fit_metric`
     """
-    rows = _sample(len(x), _ADDITIVE_ROWS, most_rows, np.random.default_rng([seed, 4]))
+    rows = _sample(len(x), _additive_rows(model.m), most_rows, np.random.default_rng([seed, 4]))
     y = _targets(x, rows, coarse, model.mean, model.residual)
     metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
     codewords = fit_metric(y, metric, model.doc_codewords, rounds)
     return replace(model, codewords=codewords, doc_codewords=codewords)
+
+
+def _additive_rows(m: int) -> int:
+    return max(_ADDITIVE_ROWS, _ROWS_PER_WORD * KSUB * m)
 
 
 def _sample(n: int, rows: int, most: int | None, rng: np.random.Generator) -> npt.NDArray[np.int64]:
