@@ -28,6 +28,7 @@ from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import verify
 from vqdistill.index.runs import EncodedRows, Runs
 from vqdistill.model.space import Space
+from vqdistill.types import Codes
 
 N, D = 300, 16
 RNG = np.random.default_rng(0)
@@ -127,7 +128,8 @@ def trained() -> Trained:
     model = replace(made, space=space, terms=terms, list_terms=terms, anchors=made.coarse)
     drawn = vqdistill.plan(src.facts, "4B/vec")
     policy = SearchPolicy(nprobe=2, refine=100)
-    return Trained(plan=drawn, model=model, report={"a": [1.5, None]}, search=policy, reserved=QUERIES)
+    codes = Codes(np.arange(9, dtype=np.int32) % 4, rng.integers(0, 16, (9, 8), dtype=np.uint8))
+    return Trained(plan=drawn, model=model, report={"a": [1.5, None]}, search=policy, reserved=QUERIES, codes=codes)
 
 
 def test_what_is_trained_comes_back_as_it_was(trained: Trained, tmp_path: Path) -> None:
@@ -136,6 +138,8 @@ def test_what_is_trained_comes_back_as_it_was(trained: Trained, tmp_path: Path) 
     save_trained(back, tmp_path / "y.npz")
     assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
     assert (back.plan, back.report, back.search) == (trained.plan, trained.report, trained.search)
+    assert back.codes is not None and trained.codes is not None
+    assert all(np.array_equal(getattr(back.codes, name), getattr(trained.codes, name)) for name in ("lists", "codes"))
     known = back.model.terms.take(np.array([0, 1, 3]))
     assert known.lists.tolist() == [[-1, -1], [1, 0], [0, -1]]
     assert back.held_out is None and np.array_equal(back.reserved, QUERIES)

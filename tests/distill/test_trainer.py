@@ -74,7 +74,7 @@ def judge_of(distiller: Distiller, task: Task) -> HeldOut:
 
 
 def encode(judge: HeldOut, model: IvfPqModel) -> Codes:
-    """Codes of the corpus from scratch, as a build makes them."""
+    """Codes of the corpus from scratch."""
     rows = np.arange(len(judge.corpus.x))
     terms, list_terms = (None if known is None else known.take(rows) for known in (model.terms, model.list_terms))
     return model.encode(judge.corpus.x, terms, list_terms)
@@ -86,7 +86,9 @@ def emitted(stage: dict[str, Any]) -> float:
 
 
 def recall(judge: HeldOut, model: IvfPqModel, distiller: Distiller) -> float:
-    return float(judge.code_recalls(model, encode(judge, model)).mean())
+    """Held-out recall of the codes that a build takes."""
+    assert distiller.codes is not None
+    return float(judge.code_recalls(model, distiller.codes).mean())
 
 
 def route_recall(judge: HeldOut, model: IvfPqModel) -> float:
@@ -122,6 +124,12 @@ def test_every_kind_is_no_worse_than_its_start(
         array = getattr(model, name)
         assert array.dtype == np.float32 and array.flags.c_contiguous and np.isfinite(array).all(), name
     assert route_recall(judge, model) >= route_recall(judge, start)
+    left, anew = distiller.codes, encode(judge, model)
+    assert left is not None
+    assert np.array_equal(left.lists, anew.lists)
+    # Additive codes are found codebook by codebook, and these were put into another order since.
+    assert model.additive or np.array_equal(left.codes, anew.codes)
+    assert judge.candidate_recall(model, left) == distiller.report["candidate_recall"]
 
 
 @pytest.mark.parametrize(("metric", "codes", "residual"), KINDS)
@@ -141,7 +149,8 @@ def test_report_tells_what_can_be_measured_again(
     starts = report["start"]["recall"]
     assert report["stages"][1]["before"] == pytest.approx(max(starts.values()))
     assert emitted(report["stages"][-2]) == pytest.approx(recall(judge, model, distiller))
-    coded = encode(judge, model)
+    coded = distiller.codes
+    assert coded is not None
     assert emitted(report["stages"][-1]) == pytest.approx(judge.route_recalls(model.router, coded.lists).mean())
     assert report["routing"]["ladder"] == calibrate_lift(
         model.router, report["routing"]["temperature"], coded.lists, judge
@@ -310,12 +319,12 @@ def test_threads_of_libraries_change_nothing(codes: str) -> None:
 
 def test_a_distiller_can_be_used_again(tasks: dict[Metric, Task]) -> None:
     """What the first corpus left behind must not leak into the second fit."""
-    full, distiller = tasks[Metric.COSINE], Distiller(shape("additive", m=8), QUICK)
+    full, distiller = tasks[Metric.COSINE], Distiller(shape("additive", m=4), QUICK)
     model = fit(distiller, full)
     assert model.terms is not None
     model = distiller.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5)))
     assert model.terms is None and "stages" not in distiller.report
-    fresh = Distiller(shape("additive", m=8), QUICK)
+    fresh = Distiller(shape("additive", m=4), QUICK)
     assert same(model, fresh.fit(full.src, full.queries[:5], full.relevance.select(np.arange(5))))
 
 
@@ -370,7 +379,7 @@ def test_a_corpus_that_does_not_fit_is_sampled(codes: str) -> None:
     relevance = ExactTeacher(src).relevance(queries, DEPTH)
     distiller = Distiller(shape(codes), replace(QUICK, train_bytes=1 << 20, held_out=12, steps=2, eval_every=1))
     model = distiller.fit(src, queries, relevance)
-    assert distiller.report["rows"] == 1024
+    assert distiller.report["rows"] == 1024 and distiller.codes is None
     assert 0 < distiller.calibrated["nprobe"] <= 8
     if model.terms is not None:  # numbered by the whole source, which a build encodes
         assert len(model.terms.offsets) == src.n + 1
@@ -539,6 +548,8 @@ def test_codes_in_a_space_of_their_own(tasks: dict[Metric, Task]) -> None:
     errors = distiller.report["space"]
     assert model.space is not None and min(errors.values()) < errors["own"]
     judge = judge_of(distiller, task)
+    assert distiller.codes is not None
+    assert judge.candidate_recall(model, distiller.codes) == pytest.approx(distiller.report["candidate_recall"])
     after = next(stage for stage in distiller.report["stages"] if stage["stage"] == "tables")["after"]
     assert recall(judge, model, distiller) == pytest.approx(after, abs=0.01)
     plain = Distiller(shape("additive"), QUICK)

@@ -43,6 +43,7 @@ from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
+from vqdistill.types import Block, Codes
 
 
 def compile(
@@ -252,15 +253,20 @@ def _encode(
             stage.skip(writer.n)
             for block in src.blocks(sizes.block_rows(src.dim), writer.n):
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
-                rows = np.arange(block.start, block.start + len(block.rows))
-                terms, list_terms = (
-                    None if known is None else known.take(rows) for known in (model.terms, model.list_terms)
-                )
-                codes = model.encode(block.rows, terms, list_terms)
-                writer.add(ids, codes, block.rows)
+                writer.add(ids, _codes(done, block), block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
             return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
+
+
+def _codes(done: Trained, block: Block) -> Codes:
+    """Codes of a block of rows: those that training has left, or the same made anew."""
+    end = block.start + len(block.rows)
+    if done.codes is not None:
+        return Codes(done.codes.lists[block.start : end], done.codes.codes[block.start : end])
+    rows, model = np.arange(block.start, end), done.model
+    terms, list_terms = (None if known is None else known.take(rows) for known in (model.terms, model.list_terms))
+    return model.encode(block.rows, terms, list_terms)
 
 
 def _capped(build_ram: str | int, plan: CompilePlan, src: EmbeddingSource, threads: int, progress: Progress) -> Sizes:

@@ -22,7 +22,7 @@ from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import Space
-from vqdistill.types import Metric
+from vqdistill.types import Codes, Metric
 
 _PARTS = {
     "space": Space,
@@ -35,6 +35,7 @@ _PARTS = {
 """Fields of a model that are values with arrays of their own."""
 
 _QUERIES = ("held_out", "reserved")
+_CODES = ("lists", "codes")
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -54,6 +55,8 @@ def save_trained(trained: Trained, path: Path) -> None:
     for name in _QUERIES:
         if (queries := getattr(trained, name)) is not None:
             arrays[name] = queries
+    if trained.codes is not None:
+        arrays |= {name: getattr(trained.codes, name) for name in _CODES}
     meta: dict[str, Any] = {"plan": trained.plan.to_json(), "report": trained.report, "search": search, "plain": plain}
     meta["pseudo"] = trained.pseudo
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -79,9 +82,9 @@ def load_trained(path: Path) -> Trained:
             Fields(meta["search"], "search"), version=VERSION, nlist=model.nlist, has_dense=plan.dense != "none"
         )
         queries = {name: arrays.get(name) for name in _QUERIES}
-        return Trained(
-            plan=plan, model=model, report=meta["report"], search=search, pseudo=bool(meta["pseudo"]), **queries
-        )
+        codes = Codes(*(arrays[name] for name in _CODES)) if "codes" in arrays else None
+        report, pseudo = meta["report"], bool(meta["pseudo"])
+        return Trained(plan=plan, model=model, report=report, search=search, pseudo=pseudo, codes=codes, **queries)
     except (*READ_ERRORS, KeyError, TypeError, AttributeError, VqdistillError) as error:
         raise InvalidInput(f"{path} is damaged: {error}") from None
 

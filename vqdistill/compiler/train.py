@@ -17,7 +17,7 @@ from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.types import F32Rows
+from vqdistill.types import Codes, F32Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Trained:
     """(r, d) queries that nothing has seen, likewise"""
     pseudo: bool = False
     """Whether both were made from the corpus."""
+    codes: Codes | None = None
+    """Of all rows, where training has coded them already."""
 
 
 def train(
@@ -80,6 +82,7 @@ def train(
         held_out=held_out if provable else None,
         reserved=lesson.reserved if provable else None,
         pseudo=lesson.pseudo,
+        codes=distiller.codes,
     )
 
 

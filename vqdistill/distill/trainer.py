@@ -112,6 +112,8 @@ class Distiller:
         held-out queries.
     held_out : (h,) int64
         After `fit`: numbers of the queries that decided and did not train.
+    codes : Codes or None
+        After `fit`: those of all rows of the source, as the model gives them; None if training saw only some rows.
     """
 
     model: IvfPqConfig
@@ -122,6 +124,7 @@ class Distiller:
     report: dict[str, Any] = field(default_factory=dict, init=False)
     calibrated: dict[str, Any] = field(default_factory=dict, init=False)
     held_out: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), init=False)
+    codes: Codes | None = field(default=None, init=False)
 
     @one_library_thread()
     def fit(
@@ -200,7 +203,9 @@ class Distiller:
             model = replace(model, learned=_learned(model, queries, relevance, train))
         if terms is not None and judgments is not None and self.model.verify_units:
             model = self._verify(model, codes, lesson, judgments.local(queries, rows))
-        return self._finish(model, codes, lesson.judge)
+        model, codes = self._finish(model, codes, lesson.judge)
+        self.codes = codes if len(rows) == src.n else None
+        return model
 
     def _check(self, src: EmbeddingSource, queries: F32Rows, relevance: Relevance, dense_teacher: bool) -> None:
         """Refuse what `fit` says that it refuses."""
@@ -216,7 +221,7 @@ class Distiller:
         if self.config.false_negatives is not None and dense_teacher:
             raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
 
-    def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> IvfPqModel:
+    def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> tuple[IvfPqModel, Codes]:
         """Put codebooks in order, and find out how the model is best searched."""
         model, codes = widest_codebooks_first(model, codes)
         self.calibrated = {}
@@ -224,7 +229,7 @@ class Distiller:
             with self.progress.stage("calibrate the search"):
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
                 self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
-        return model
+        return model, codes
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
         x = np.empty((len(rows), src.dim), np.float32)
