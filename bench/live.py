@@ -13,15 +13,18 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from measuring import RESULTS, K, stored
+from measuring import RESULTS, K, Seconds, stored
 
 import vqdistill as vqd
+from vqdistill.compiler.plan import CompilePlan
 from vqdistill.data.sources import open_source
 from vqdistill.index.gc import gc
 from vqdistill.index.reader import verify
@@ -105,15 +108,18 @@ class Life:
         return figures
 
     def encoding_rate(self, path: Path) -> dict[str, float]:
-        """Rows a second of the encoding stage of a compile, on the rows that are added."""
+        """Rows a second of the encoding stage of a compile of the rows that are added, whose queries it knows."""
+        progress = Seconds(time.perf_counter)
         with vqd.open_index(path) as reader, training_threads(self.options.threads):
-            model = reader.model
-            model.encode(self.x[self.rest[:256]])  # compiles what is compiled on first use
-            src = open_source(self.x[self.rest], metric="cosine")
-            begin = time.perf_counter()
-            for block in src.blocks():
-                model.encode(block.rows)
-        return {"rows_per_s": len(self.rest) / (time.perf_counter() - begin)}
+            model, drawn = reader.model, CompilePlan.from_json(reader.manifest.plan)
+            x = self.x[self.rest]
+            terms = model.later_terms(x)
+            known = replace(model, terms=terms, list_terms=terms)
+            ids = self.ids[self.rest].tolist()
+            src = open_source(x, metric="cosine", ids=ids)
+            with tempfile.TemporaryDirectory(dir=self.options.work) as folder:
+                vqd.build(replace(drawn, facts=src.facts), known, src, Path(folder) / "x.vqd", progress=progress)
+        return {"rows_per_s": len(self.rest) / progress.spent["encode"]}
 
     def look_ups(self, searcher: Searcher) -> dict[str, float]:
         """Look up 10,000 random ids, one a call and all in one."""

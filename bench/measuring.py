@@ -8,11 +8,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import vqdistill
+from vqdistill.progress import Progress, Stage
 
 RESULTS = Path(__file__).parent / "results"
 K = 10
@@ -67,3 +69,19 @@ def line(cells: Sequence[str]) -> str:
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     return "\n".join(map(line, (header, ["---"] * len(header), *rows)))
+
+
+class Seconds(Progress):
+    """What each stage takes, by a clock; CPU seconds unless another one is given."""
+
+    def __init__(self, clock: Callable[[], float] = time.process_time) -> None:
+        self._clock = clock
+        self.spent: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "rows", unit_bytes: int = 0) -> Iterator[Stage]:
+        """Measure one stage."""
+        begin = self._clock()
+        with super().stage(name, total, unit, unit_bytes) as stage:
+            yield stage
+        self.spent[name] = self.spent.get(name, 0.0) + self._clock() - begin

@@ -9,18 +9,14 @@ Figures go to results/warm-<dataset>.json.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from measuring import RESULTS, K, stored
+from measuring import RESULTS, K, Seconds, stored
 
 import vqdistill as vqd
-from vqdistill.progress import Progress, Stage
 
 COMMON = (
     "exact teacher",
@@ -34,21 +30,6 @@ COMMON = (
 """Stages that a warm start leaves as they are."""
 OLD_SHARE = 0.9
 REFINE = 100
-
-
-class Seconds(Progress):
-    """CPU seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str, total: int | None = None, unit: str = "rows", unit_bytes: int = 0) -> Iterator[Stage]:
-        """Measure one stage."""
-        begin = time.process_time()
-        with super().stage(name, total, unit, unit_bytes) as stage:
-            yield stage
-        self.spent[name] = self.spent.get(name, 0.0) + time.process_time() - begin
 
 
 def main() -> None:

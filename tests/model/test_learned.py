@@ -70,14 +70,14 @@ def test_scores_of_a_query_end_in_the_lowest_float() -> None:
 
 def test_rows_of_the_teacher_get_the_terms_that_it_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that is ranked already stands where it stood, but for the last one, which a score must beat."""
-    monkeypatch.setattr(module, "_FEWEST_CELLS", 4)
+    monkeypatch.setattr(module, "_FEWEST_LISTS", 4)
     x, queries = (np.random.default_rng(n).integers(-999, 999, (n, D)).astype(np.float32) for n in (60, 9))
     depth = 20
     relevance = taught(queries, x, depth)
     finder = TermFinder(
         LearnQueries.ranking(queries, relevance.offsets, relevance.scores, True), np.ascontiguousarray(x[:4]), None
     )
-    found = finder.find(x)
+    found = finder.find(x, np.arange(len(x), dtype=np.int32) % 4)
     but_last = taught(queries, x, depth - 1)
     known = QueryTerms.from_relevance(queries, but_last)
     wanted = known.take(np.arange(len(x)))
@@ -91,11 +91,12 @@ def test_rows_of_the_teacher_get_the_terms_that_it_gave(monkeypatch: pytest.Monk
 
 
 def test_a_query_is_tried_in_its_best_lists_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FEWEST_CELLS", 1)
+    monkeypatch.setattr(module, "_FEWEST_LISTS", 1)
     coarse = np.eye(4, D, dtype=np.float32)
     queries = np.asarray(coarse[[2, 0]] + 0.1 * unit(0, 2), np.float32)
     learned = LearnQueries(queries, np.full((2, 3), np.finfo(np.float32).min, np.float32), True)
-    assert TermFinder(learned, coarse, None).find(coarse).lists[:, 0].tolist() == [1, -1, 0, -1]
+    found = TermFinder(learned, coarse, None).find(unit(1, 4), np.arange(4, dtype=np.int32))
+    assert found.lists[:, 0].tolist() == [1, -1, 0, -1]
 
 
 def test_weights_fall_with_the_rank() -> None:

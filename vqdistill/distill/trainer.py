@@ -477,7 +477,7 @@ def _learned(
 ) -> LearnQueries | None:
     """The queries that codes or lists serve, for rows to come; of very many, some evenly spaced."""
     codes = model.terms is not None
-    if not codes and model.list_terms is None:
+    if (not codes and model.list_terms is None) or model.metric is Metric.L2:  # whose scores are no inner products
         return None
     train = train[:: -(-len(train) // MOST_LEARNED)]
     if np.abs(queries[train]).max() > np.finfo(np.float16).max:

@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -57,6 +56,7 @@ class IndexReader:
         manifest: Manifest,
         fds: Sequence[dict[str, int]],
         known: Mapping[Segment, npt.NDArray[Any]] | None = None,
+        models: dict[bytes, IvfPqModel] | None = None,
     ) -> None:
         """Load the resident segments out of checked files; called by `open`.
 
@@ -64,7 +64,9 @@ class IndexReader:
         ----------
         fds : descriptors by kind: those of `manifest.segments`, then those of each added set
         known : resident segments, which need not be loaded again
+        models : by their hashes, loaded ones of other generations
         """
+        self._models = {} if models is None else models
         self.path = path
         self.manifest = manifest
         self._fds = fds[0]
@@ -177,21 +179,30 @@ class IndexReader:
                     os.posix_fadvise(fds[-1]["dense"], 0, 0, os.POSIX_FADV_RANDOM)
                     # Through a descriptor that may not block, io_uring of old kernels reads only what is cached.
                     os.set_blocking(fds[-1]["dense"], True)
-            reader = cls(path, manifest, fds, None if older is None else older._resident)
+            known, models = (None, None) if older is None else (older._resident, older._models)
+            reader = cls(path, manifest, fds, known, models)
             for rows in reader.sets:
                 stack.callback(rows.forget)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
         return reader
 
-    @cached_property
+    @property
     def model(self) -> IvfPqModel:
-        """The model; the first access loads what encodes rows, which is not resident otherwise."""
+        """The model; the first access loads what encodes rows, which is not resident otherwise. Readers of other
+        generations that were opened from this one share it.
+        """
+        self._require_open()
+        model_id = self.manifest.model_id
+        if model_id not in self._models:
+            self._models[model_id] = self._load_model()
+        return self._models[model_id]
+
+    def _load_model(self) -> IvfPqModel:
         # Here, because its encoder loads Numba, which opening and searching must not.
         from vqdistill.model.ivfpq import IvfPqModel
         from vqdistill.model.learned import LearnQueries
         from vqdistill.model.space import Space
 
-        self._require_open()
         space = None
         if "doc_space" in self.manifest.segments:
             try:

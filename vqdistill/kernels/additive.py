@@ -26,7 +26,7 @@ I32 = npt.NDArray[np.int32]
 KSUB = 16
 PARTS = 8
 """Parts that sums over rows are split into: fixed, so that they round alike for any number of threads."""
-_LOOSE = {"contract", "reassoc", "nsz", "arcp"}
+LOOSE = {"contract", "reassoc", "nsz", "arcp"}
 """Sums may be reordered for SIMD; NaN and infinity keep their meaning."""
 
 
@@ -51,7 +51,8 @@ class RowMetric:
 
 
 @nb.njit(inline="always")
-def _dot(a: F32, b: F32) -> np.float32:
+def dot(a: F32, b: F32) -> np.float32:
+    """Inner product, inlined into what calls it."""
     total = np.float32(0)
     for t in range(a.shape[0]):
         total += a[t] * b[t]
@@ -111,18 +112,18 @@ def _renumber(lists: I32, n: int) -> tuple[npt.NDArray[np.bool_], I32]:
     return used[:n], places[lists]
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath=_LOOSE)
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
 def _apply_metric(y: F32, x: F32, eta: np.float32, lists: I32, weights: F32, queries: F32, out: F32) -> None:
     for i in nb.prange(y.shape[0]):
         out[i] = y[i]
         if eta > 0:
-            s = eta * _dot(x[i], y[i])
+            s = eta * dot(x[i], y[i])
             for t in range(y.shape[1]):
                 out[i, t] += s * x[i, t]
         for r in range(lists.shape[1]):
             if lists[i, r] >= 0:
                 query = queries[lists[i, r]]
-                s = weights[i, r] * _dot(query, y[i])
+                s = weights[i, r] * dot(query, y[i])
                 for t in range(y.shape[1]):
                     out[i, t] += s * query[t]
 
@@ -134,7 +135,7 @@ def apply_metric(y: F32, metric: RowMetric) -> F32:
     return out
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath=_LOOSE)
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
 def _decode(codes: U8, codewords: F32, out: F32) -> None:
     for i in nb.prange(codes.shape[0]):
         out[i] = 0
@@ -151,7 +152,7 @@ def decode(codes: U8, codewords: F32) -> F32:
     return out
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath=_LOOSE)
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
 def _word_sums(rows: F32, codes: U8, out: F32) -> None:
     n, m = codes.shape
     for part in nb.prange(out.shape[0]):

@@ -6,6 +6,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.kernels.additive import LOOSE, dot
+
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -13,33 +15,46 @@ I64 = npt.NDArray[np.int64]
 NOT_RANKED = np.int32(2**31 - 1)
 
 
-@nb.njit(parallel=True, nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"})
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
 def _best_ranks(
-    x: F32, cells: I32, offsets: I64, members: I32, queries: F32, scores: F32, lists: I32, ranks: I32
+    x: F32, rows: I64, row_offsets: I64, offsets: I64, members: I32, queries: F32, scores: F32, lists: I32, ranks: I32
 ) -> None:
-    depth, most = scores.shape[1], lists.shape[1]
-    for i in nb.prange(x.shape[0]):
-        for at in range(offsets[cells[i]], offsets[cells[i] + 1]):
-            query = members[at]
-            score = np.float32(0)
-            for t in range(x.shape[1]):
-                score += x[i, t] * queries[query, t]
-            if not score > scores[query, depth - 1]:
-                continue
-            low, high = 0, depth - 1  # the first score that is not higher lies in low..high
-            while low < high:
-                middle = (low + high) // 2
-                if scores[query, middle] > score:
-                    low = middle + 1
-                else:
-                    high = middle
-            place = most
-            while place > 0 and ranks[i, place - 1] > low:
-                place -= 1
-            if place < most:
-                for k in range(most - 1, place, -1):
-                    ranks[i, k], lists[i, k] = ranks[i, k - 1], lists[i, k - 1]
-                ranks[i, place], lists[i, place] = low, query
+    for cell in nb.prange(len(offsets) - 1):
+        mine = rows[row_offsets[cell] : row_offsets[cell + 1]]
+        if len(mine) == 0:
+            continue
+        # Each query once for all rows of the cell: they are what does not fit into the cache.
+        for query in members[offsets[cell] : offsets[cell + 1]]:
+            for row in mine:
+                score = dot(x[row], queries[query])
+                if score > scores[query, -1]:
+                    _place(query, _rank(score, scores[query]), lists[row], ranks[row])
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _rank(score: np.float32, falling: F32) -> int:
+    """How many scores are higher, of which the last is not."""
+    low, high = 0, len(falling) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if falling[middle] > score:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def _place(query: np.int32, rank: int, lists: I32, ranks: I32) -> None:
+    """Keep a query among the best of a row, behind those of equal rank."""
+    most = len(ranks)
+    place = most
+    while place > 0 and ranks[place - 1] > rank:
+        place -= 1
+    if place < most:
+        for k in range(most - 1, place, -1):
+            ranks[k], lists[k] = ranks[k - 1], lists[k - 1]
+        ranks[place], lists[place] = rank, query
 
 
 def best_ranks(x: F32, cells: I32, offsets: I64, members: I32, queries: F32, scores: F32, most: int) -> tuple[I32, I32]:
@@ -62,5 +77,7 @@ def best_ranks(x: F32, cells: I32, offsets: I64, members: I32, queries: F32, sco
     """
     lists = np.full((len(x), most), -1, np.int32)
     ranks = np.full((len(x), most), NOT_RANKED, np.int32)
-    _best_ranks(x, cells, offsets, members, queries, scores, lists, ranks)
+    rows = np.argsort(cells, kind="stable")
+    row_offsets = np.searchsorted(cells[rows], np.arange(len(offsets)))
+    _best_ranks(x, rows, row_offsets, offsets, members, queries, scores, lists, ranks)
     return lists, ranks

@@ -178,13 +178,17 @@ class IvfPqModel:
         """
         if self.learned is None or x.shape[1:] != (self.d,):
             return self.encode(x)
-        terms = self._finder.find(x)
+        terms = self.later_terms(x)
         return self.encode(x, terms if self.learned.codes else None, terms)
+
+    def later_terms(self, x: F32Rows) -> RowTerms | None:
+        """Learn queries that would have ranked rows (b, d) float32, prepared; None if the model knows none."""
+        return None if self.learned is None else self._finder.find(x, self.assign(x))
 
     @cached_property
     def _finder(self) -> TermFinder:
         assert self.learned is not None
-        return TermFinder(self.learned, self.coarse, self.space)
+        return TermFinder(self.learned, self.router, self.space)
 
     def decode(self, codes: Codes) -> F32Rows:
         """Approximate rows (b, d) float32 that the codes stand for."""
