@@ -41,6 +41,8 @@ def test_a_warm_start(old: Path, tmp_path: Path, more: int) -> None:
         truth = np.argsort(-rows_of(4, 100) @ unit.T, axis=1)[:, :10]
         recalls.append(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids.tolist(), truth.tolist(), strict=True)]))
         assert ("warm" in report["report"]["start"]) == (start is not None)
+        stages = [stage["stage"] for stage in report["report"]["stages"]]
+        assert ("codes for queries" in stages) == (start is None), "it was decided when the old model was trained"
     assert recalls[1] == recalls[2] > recalls[0] - 0.05
     files = {file.name: file.read_bytes() for file in (tmp_path / "warm").iterdir()}
     assert files == {file.name: file.read_bytes() for file in (tmp_path / "again").iterdir()}

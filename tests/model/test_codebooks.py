@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +206,21 @@ def test_serving_the_queries_lowers_their_error_from_a_product_start(sample: F32
     after = serve_rows(before, sample, coarse, terms, 0)
     errors = [metric_error(model, sample, coarse.lists, terms) for model in (before, after)]
     assert errors[1] < 0.99 * errors[0]
+
+
+def test_a_refit_is_taken_only_if_other_rows_gain(monkeypatch: pytest.MonkeyPatch, sample: F32Rows) -> None:
+    coarse, terms = train_coarse(sample, 8, 0), some_terms(sample)
+    good = train_additive_start(sample, coarse, shape(8, "additive"), Metric.IP, residual=True)
+    noise = np.random.default_rng(0).standard_normal(good.codewords.shape).astype(np.float32)
+    bad = replace(good, doc_codewords=good.doc_codewords + 0.05 * noise)
+    monkeypatch.setattr(codebooks, "_ADDITIVE_ROWS", 1000)
+    monkeypatch.setattr(codebooks, "_ROWS_PER_WORD", 1)
+    fitted, better = codebooks.refit_rows(bad, sample, coarse, terms, 0, None, 1)
+    assert better
+    assert metric_error(fitted, sample, coarse.lists, terms) < 0.9 * metric_error(bad, sample, coarse.lists, terms)
+    monkeypatch.setattr(codebooks, "serve_rows", lambda *_: bad)
+    kept, better = codebooks.refit_rows(good, sample, coarse, terms, 0, None, 1)
+    assert kept is good and not better
 
 
 def test_many_codebooks_are_fitted_to_more_rows() -> None:

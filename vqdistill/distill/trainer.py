@@ -26,13 +26,14 @@ from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Mine
 from vqdistill.distill.spaces import SHARES, choose_space
 from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
-from vqdistill.distill.warm import ROUNDS, WarmStart
+from vqdistill.distill.warm import ROUNDS, ROWS, WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.kernels.threads import one_library_thread
-from vqdistill.model.additive import METRIC_ROUNDS, RowTerms
+from vqdistill.model.additive import RowTerms
 from vqdistill.model.codebooks import (
     Coarse,
     corpus_mean,
+    refit_rows,
     serve_rows,
     train_additive_start,
     train_coarse,
@@ -186,12 +187,13 @@ class Distiller:
             terms = QueryTerms.from_relevance(moved[train], relevance.select(train))
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
         lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
-        model, codes = self._start(lesson)
+        served = None if "codes" in self.config.skip else terms
+        model, codes = self._start(lesson) if self.warm is None else self._go_on(lesson, self.warm, served, rows)
         if terms is not None:
             if model.anchors is not None:
                 model = replace(model, list_terms=terms)
-            if model.additive and "codes" not in self.config.skip:
-                model, codes = self._serve_queries(model, codes, terms, rows, lesson)
+            if model.additive and served is not None and model.terms is None:
+                model, codes = self._serve_queries(model, codes, served, rows, lesson)
             if "tables" not in self.config.skip:
                 model, codes = self._distil(model, codes, lesson, rng)
             if "router" not in self.config.skip:
@@ -281,10 +283,6 @@ class Distiller:
     def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
         """Train the undistilled candidates and let the held-out queries choose; also return the codes of the rows."""
         corpus, judge = lesson.corpus, lesson.judge
-        if self.warm is not None:
-            model = self.warm.start(lesson.coarse, corpus_mean(corpus.x))
-            self.report["start"] = {"warm": True, "residual": model.residual}
-            return model, lesson.encode(model)
         train = train_additive_start if self.model.codes == "additive" else train_start
         tried: dict[str, float | None] = {}
         best: tuple[float, IvfPqModel, Codes] | None = None
@@ -308,6 +306,21 @@ class Distiller:
         assert best is not None
         self.report["start"] = {"recall": tried, "residual": best[1].residual}
         return best[1:]
+
+    def _go_on(
+        self, lesson: _Lesson, warm: WarmStart, terms: QueryTerms | None, rows: npt.NDArray[np.int64]
+    ) -> tuple[IvfPqModel, Codes]:
+        """Fit the codebooks of the old model to the present rows; whom they serve was decided when it was trained."""
+        x, most = lesson.corpus.x, min(ROWS, self.config.codebook_rows or ROWS)
+        with self.progress.stage("codebooks of the old model", len(x)) as stage:
+            model = warm.start(lesson.coarse, corpus_mean(x))
+            served = terms if warm.serves_queries else None
+            own = None if served is None else served.take(rows)
+            model, refitted = refit_rows(model, x, lesson.coarse, own, self.model.seed, most, ROUNDS)
+            codes = lesson.encode(model, own)
+            stage.advance(len(x))
+        self.report["start"] = {"warm": True, "residual": model.residual, "refitted": refitted}
+        return replace(model, terms=served), codes
 
     def _bases(self, metric: Metric, judged: bool) -> tuple[bool, ...]:
         if metric is Metric.L2:
@@ -372,8 +385,8 @@ class Distiller:
         """Fit codes and codewords to the errors that each row's own queries see."""
         own = terms.take(rows)
         with self.progress.stage("additive codes for the queries", len(rows)) as stage:
-            most, rounds = self.config.codebook_rows, METRIC_ROUNDS if self.warm is None else ROUNDS
-            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed, most, rounds)
+            most = self.config.codebook_rows
+            model = serve_rows(start, lesson.corpus.x, lesson.coarse, own, self.model.seed, most)
             served = lesson.encode(model, own)
             before, after = lesson.judge.code_recalls(start, codes), lesson.judge.code_recalls(model, served)
             stage.advance(len(rows))

@@ -13,6 +13,8 @@ from vqdistill.types import F32Rows, Metric
 
 ROUNDS = 1
 """Of `fit_metric`, where a start from nothing takes three."""
+ROWS = 20_480
+"""Rows that codebooks are fitted to at most, half of those of a start from nothing."""
 _STEPS, _ROUTER_STEPS = 3, 4
 """What the steps of tables and router are divided by."""
 
@@ -55,6 +57,11 @@ class WarmStart:
             router_steps=max(1, config.router_steps // _ROUTER_STEPS),
             router_eval_every=max(1, config.router_eval_every // 2),
         )
+
+    @property
+    def serves_queries(self) -> bool:
+        """Whether the codes of the old index were found to be better with the queries that rank each row."""
+        return self.model.learned is not None and self.model.learned.codes
 
     @cached_property
     def moved(self) -> IvfPqModel:

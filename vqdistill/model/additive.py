@@ -101,6 +101,12 @@ def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows, rounds: int = 
     return codewords
 
 
+def metric_error(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> float:
+    """Sum of e_i^T A_i e_i over the rows (n, d), e_i what their own codes leave."""
+    left = y - additive.decode(encode_additive(y, metric, codewords), codewords)
+    return float((left * additive.apply_metric(left, metric)).sum(dtype=np.float64))
+
+
 def encode_additive(y: F32Rows, metric: RowMetric, codewords: F32Rows) -> U8:
     """Codes (n, m) uint8 of the rows (n, d); the same for a row whatever rows stand beside it."""
     return additive.icm(y, metric, codewords, sweeps=SWEEPS, rounds=max(_ENCODE_ROUNDS, len(codewords) // 2))
