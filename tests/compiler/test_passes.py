@@ -15,6 +15,7 @@ from vqdistill.compiler.passes import PASSES, fit_budget, lay_out, place, plan, 
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.config import Budget, IvfPqConfig
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
+from vqdistill.index.manifest import LearnedShape
 from vqdistill.index.spec import RESIDENT
 from vqdistill.types import Facts, Metric
 
@@ -160,6 +161,26 @@ def test_room_for_adapters_is_kept_and_given_back() -> None:
     assert f"{each:,} B of memory less" in settled.explain()
     assert CompilePlan.from_json(settled.to_json()) == settled
     assert passes.settle(planned, 80, 80) is planned
+
+
+def test_what_added_rows_will_need_is_counted_when_it_is_known() -> None:
+    planned = plan(FACTS)
+    settled = passes.settle(planned, 0, 0, LearnedShape(queries=1000, depth=100, codes=True, anchors=True))
+    settled.check()
+    assert settled.ram_bytes == planned.ram_bytes and settled.memory == planned.memory
+    added = {segment.kind: segment.bytes for segment in settled.segments} | dict.fromkeys(
+        (segment.kind for segment in planned.segments), 0
+    )
+    anchors = 4 * planned.model.nlist * FACTS.dim
+    assert {kind: size for kind, size in added.items() if size} == {
+        "learn_queries": 2 * 1000 * FACTS.dim,
+        "learn_scores": 4 * 1000 * 100,
+        "anchors": anchors,
+    }
+    assert CompilePlan.from_json(settled.to_json()) == settled
+    assert "1,000 learn queries are kept on disk" in settled.explain()
+    with pytest.raises(InvalidInput, match="the layout must be that of the model"):
+        replace(settled, steps=planned.steps).check()
 
 
 def test_a_tight_total_budget_has_no_room_for_adapters() -> None:

@@ -10,6 +10,7 @@ from vqdistill.compiler import cost
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.config import Budget, IvfPqConfig
 from vqdistill.errors import BudgetInfeasible, VqdistillError
+from vqdistill.index.manifest import LearnedShape
 from vqdistill.index.spec import RESIDENT
 from vqdistill.types import Facts, Metric
 
@@ -135,20 +136,24 @@ PASSES: tuple[Callable[[CompilePlan], CompilePlan], ...] = (resolve, fit_budget,
 """In the order in which they run; the function's name is the pass's name."""
 
 
-def settle(plan: CompilePlan, query_units: int, verify_units: int) -> CompilePlan:
-    """Give back the room of adapters that held-out queries refused.
+def settle(plan: CompilePlan, query_units: int, verify_units: int, learned: LearnedShape | None = None) -> CompilePlan:
+    """Give back the room of adapters that held-out queries refused, and count what added rows will need.
 
     Parameters
     ----------
     query_units, verify_units : of the trained model, 0 or as planned
+    learned : what it keeps on disk for rows that are added
     """
-    if (query_units, verify_units) == (plan.model.query_units, plan.model.verify_units):
-        return plan
     model = replace(plan.model, query_units=query_units, verify_units=verify_units)
     layout = cost.layout(plan.facts.n, plan.facts.dim, model, plan.dense, plan.ids)
-    saved = plan.ram_bytes - cost.resident_bytes(plan.facts.n, plan.facts.dim, model)
-    why = f"{saved:,} B of memory less: adapters that brought nothing for held-out queries are left out"
-    return plan.after("settle", why, model=model, layout=layout)
+    reasons = []
+    if model != plan.model:
+        saved = plan.ram_bytes - cost.resident_bytes(plan.facts.n, plan.facts.dim, model)
+        reasons.append(f"{saved:,} B of memory less: adapters that brought nothing for held-out queries are left out")
+    if learned is not None:
+        layout = replace(layout, **learned.layout)
+        reasons.append(f"{learned.queries:,} learn queries are kept on disk, for rows that are added")
+    return plan.after("settle", "; ".join(reasons), model=model, layout=layout) if reasons else plan
 
 
 def default_codes(metric: Metric, distill: bool = True) -> str:

@@ -110,6 +110,9 @@ class CompilePlan:
             self._check_budget()
         if "lay_out" in self.passes:
             wanted = cost.layout(n, d, self.model, self.dense, self.ids)
+            if "settle" in self.passes and self.layout is not None:
+                learned = ("learn_queries", "learn_depth", "anchors")
+                wanted = replace(wanted, **{name: getattr(self.layout, name) for name in learned})
             _require(self.layout == wanted, f"the layout must be that of the model, {wanted}, got {self.layout}")
         if "place" in self.passes:
             placed = sum(segment.bytes for segment in self.segments if segment.kind in self.memory)

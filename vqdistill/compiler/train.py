@@ -16,6 +16,7 @@ from vqdistill.distill.trainer import Distiller
 from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
+from vqdistill.index.writer import learned_shape
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows
 
@@ -75,7 +76,7 @@ def train(
             raise InvalidInput(f"recall {wanted} needs queries to tune on, got too few with documents")
         report["no_certificate"] = f"too few queries: at least {FEWEST_CERTIFIED} are needed"
     return Trained(
-        plan=settle(plan, *units(model)),
+        plan=settle(plan, *units(model), learned_shape(model)),
         model=model,
         report=report,
         search=search_policy(model, plan.dense, distiller.calibrated),

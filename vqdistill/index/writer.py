@@ -323,7 +323,7 @@ class IndexWriter:
             model_id=self._model_id(),
             next_row=layout.n,
             drift=drift,
-            learned=_learned_shape(self._model),
+            learned=learned_shape(self._model),
             adapters={
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
                 for stage, adapter in _adapters(self._model).items()
@@ -381,7 +381,7 @@ class IndexWriter:
 
 
 def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0) -> Layout:
-    shape = _learned_shape(model)
+    shape = learned_shape(model)
     more: dict[str, Any] = {} if shape is None else shape.layout
     more |= {f"{stage}_units": adapter.units for stage, adapter in _adapters(model).items()}
     return Layout(
@@ -399,7 +399,8 @@ def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str =
     )
 
 
-def _learned_shape(model: IvfPqModel) -> LearnedShape | None:
+def learned_shape(model: IvfPqModel) -> LearnedShape | None:
+    """What an index keeps of a model for rows that are added later; None = nothing."""
     learned, anchors = model.learned, model.anchors is not None
     if learned is None:
         return LearnedShape(queries=0, depth=0, codes=False, anchors=True) if anchors else None
