@@ -165,30 +165,40 @@ class IvfPqModel:
         InvalidInput
             If `x` has another shape or dtype.
         """
-        if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
-            raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
+        self._require_rows(x)
         with one_library_thread():
-            docs = self._docs(x)
-            lists = self._assign(docs, list_terms)
-            return Codes(lists, self._quantize(docs, lists, terms))
+            return self._encode(self._docs(x), terms, list_terms)
 
     def encode_new(self, x: F32Rows) -> Codes:
         """Encode rows that are not of the training corpus as if they were: the learn queries that would have ranked
         them shape their lists and codes. Parameters, results and errors as `encode`.
         """
-        if self.learned is None or x.shape[1:] != (self.d,):
-            return self.encode(x)
-        terms = self.later_terms(x)
-        return self.encode(x, terms if self.learned.codes else None, terms)
+        self._require_rows(x)
+        with one_library_thread():
+            docs = self._docs(x)
+            terms = self._later_terms(x, docs)
+            serves = self.learned is not None and self.learned.codes
+            return self._encode(docs, terms if serves else None, terms)
 
     def later_terms(self, x: F32Rows) -> RowTerms | None:
         """Learn queries that would have ranked rows (b, d) float32, prepared; None if the model knows none."""
-        return None if self.learned is None else self._finder.find(x, self.assign(x))
+        with one_library_thread():
+            return self._later_terms(x, self._docs(x))
+
+    def _require_rows(self, x: F32Rows) -> None:
+        if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
+            raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
+
+    def _encode(self, docs: F32Rows, terms: RowTerms | None, list_terms: RowTerms | None) -> Codes:
+        lists = self._assign(docs, list_terms)
+        return Codes(lists, self._quantize(docs, lists, terms))
+
+    def _later_terms(self, x: F32Rows, docs: F32Rows) -> RowTerms | None:
+        return None if self._finder is None else self._finder.find(x, self._assign(docs, None))
 
     @cached_property
-    def _finder(self) -> TermFinder:
-        assert self.learned is not None
-        return TermFinder(self.learned, self.router, self.space)
+    def _finder(self) -> TermFinder | None:
+        return None if self.learned is None else TermFinder(self.learned, self.router, self.space)
 
     def decode(self, codes: Codes) -> F32Rows:
         """Approximate rows (b, d) float32 that the codes stand for."""
