@@ -49,9 +49,19 @@ class Repeated:
     ids: None = None
 
     @property
+    def name(self) -> str:
+        """See EmbeddingSource."""
+        return self.source.name
+
+    @property
     def dim(self) -> int:
         """See EmbeddingSource."""
         return self.source.dim
+
+    @property
+    def dtype(self) -> str:
+        """See EmbeddingSource."""
+        return self.source.dtype
 
     @property
     def metric(self) -> Metric:
@@ -63,16 +73,25 @@ class Repeated:
         """See EmbeddingSource."""
         return replace(self.source.facts, n=self.n)
 
+    @property
+    def resident_bytes(self) -> int:
+        """See EmbeddingSource."""
+        return self.source.resident_bytes
+
     def fingerprint(self) -> str:
         """Of the source; `rows` stand in the plan, which an index id covers, too."""
         return self.source.fingerprint()
 
-    def blocks(self, rows: int | None = None) -> Iterator[Block]:
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """See EmbeddingSource."""
+        return self.source.take(rows % self.source.n)
+
+    def blocks(self, rows: int | None = None, start: int = 0) -> Iterator[Block]:
         """See EmbeddingSource."""
         for first in range(0, self.n, self.source.n):
             for block in self.source.blocks(rows):
                 left = self.n - first - block.start
-                if left > 0:
+                if left > 0 and first + block.start >= start:
                     yield Block(first + block.start, block.rows[:left])
 
 
@@ -101,7 +120,7 @@ def train(src: TableSource, config: IvfPqConfig, terms: QueryTerms, sample: int,
 
 def measure(src: TableSource, terms: QueryTerms, code_bytes: int, options: argparse.Namespace) -> dict[str, Any]:
     """Build an index from a model that is trained before the clock starts."""
-    rows: Any = Repeated(src, options.rows)
+    rows = Repeated(src, options.rows)
     plan = make_plan(rows.facts, f"{code_bytes}B/vec", codes="additive", dense=options.dense, seed=options.seed)
     model = train(src, plan.model, terms, options.sample, options.seed)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
