@@ -31,6 +31,7 @@ FLOORS = {
     "evaluate": 5,
     "compiler": 6,
     "bench": 7,
+    "interchange": 7,
     "cli": 8,
     "__main__": 9,
     "": 10,  # vqdistill/__init__.py: only names, loaded when they are used
@@ -72,7 +73,12 @@ DOORS = {
     "jinja2": {"bench.report"},
     "markupsafe": {"bench.report"},
     "pooch": {"bench.fetch"},
-    "faiss": {"bench.systems.faiss_recipes", "bench.systems.faiss_systems", "bench.systems.autofaiss_system"},
+    "faiss": {
+        "interchange",
+        "bench.systems.faiss_recipes",
+        "bench.systems.faiss_systems",
+        "bench.systems.autofaiss_system",
+    },
     "autofaiss": {"bench.systems.autofaiss_system"},
     "scann": {"bench.systems.scann_system"},
     "rabitqlib": {"bench.systems.rabitq_system"},
@@ -82,8 +88,23 @@ DOORS = {
     "svs": {"bench.systems.svs_system"},
     "hnswlib": {"bench.systems.hnswlib_system"},
     "usearch": {"bench.systems.usearch_system"},
+    "langchain_community": {"interchange.faiss_files"},
+    "langchain_core": {"interchange.faiss_files"},
+    "safetensors": {"interchange.arrays"},
     "tqdm": {"progress"},
-    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
+    "numpy": {
+        "types",
+        "kernels",
+        "data",
+        "model",
+        "distill",
+        "index",
+        "searcher",
+        "evaluate",
+        "cli",
+        "bench",
+        "interchange",
+    }
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
     | {"compiler.supervision", "compiler.train", "compiler.forecast", "compiler.prediction", "compiler.sample"}
     | {"compiler.scaling", "compiler.trials"},
@@ -108,6 +129,13 @@ LATE = {
     ("compiler.decide", "vqdistill.compiler.chosen"),
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),
+    ("cli", "vqdistill.interchange.exporting"),
+    ("interchange.exporting", "vqdistill.interchange.agreement"),
+    ("interchange.exporting", "vqdistill.interchange.faiss_files"),
+    ("interchange.exporting", "vqdistill.interchange.faiss_index"),
+    ("interchange.faiss_files", "langchain_community"),
+    ("interchange.faiss_files", "langchain_core"),
+    ("interchange.arrays", "safetensors"),
 }
 """Imports inside functions: optional libraries, and what would bring heavy ones into every search."""
 

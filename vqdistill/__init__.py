@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vqdistill.data.teacher import ExactTeacher
     from vqdistill.distill.trainer import Distiller
     from vqdistill.index.reader import open_index
+    from vqdistill.interchange.exporting import export_index
     from vqdistill.searcher import Searcher, open
     from vqdistill.types import Hits
 
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "export_index",
     "open",
     "open_index",
     "open_source",
@@ -51,6 +53,7 @@ _HOME = {
     "Searcher": "searcher",
     "build": "compiler.build",
     "compile": "compiler.build",
+    "export_index": "interchange.exporting",
     "open": "searcher",
     "open_index": "index.reader",
     "open_source": "data.sources",

@@ -107,8 +107,8 @@ def test_cold_rows_are_read_and_nothing_else(dense, io):
         dense.map.madvise(mmap.MADV_DONTNEED)
         evict(dense.fd)
         scores, counts = dense.reader(io).rerank("ip", queries, positions)
-        # "auto" and "pread" ask the system for a row without waiting. On a busy machine that row has sometimes been read
-        # by the time of the answer, so that nothing was cold: once more.
+        # "auto" and "pread" ask the system for a row without waiting. On a busy machine that row has sometimes been
+        # read by the time of the answer, so that nothing was cold: once more.
         if io == "map" or (counts[:, 1].sum() == len(needed) and counts[:, 3].sum() > 0):
             break
     assert np.array_equal(scores, np.einsum("qd,qrd->qr", queries, dense.rows[positions]))

@@ -14,6 +14,7 @@ import vqdistill as vqd
 from vqdistill.bench.commands import bench_command, report_command
 from vqdistill.cli.build import compile_command, plan_command
 from vqdistill.cli.evaluate import eval_command, explain_command
+from vqdistill.cli.export import export_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
 from vqdistill.cli.update import (
@@ -50,6 +51,7 @@ for command in (
     compact_command,
     merge_command,
     gc_command,
+    export_command,
     bench_command,
     report_command,
 ):

@@ -1,0 +1,1 @@
+"""Indexes in the files of other engines: the same lists, codebooks, codes, vectors and ids."""

@@ -1,0 +1,70 @@
+"""The rows of an index that are alive, list by list, as other engines take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from vqdistill.index.merge import Kept
+from vqdistill.index.reader import IndexReader
+from vqdistill.index.rows import OpenRows
+from vqdistill.index.update import kept_rows
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+_ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of one list."""
+
+    list: int
+    positions: I64
+    """(b,)"""
+    codes: U8
+    """(b, m / 2), code 2p in the low bits of byte p and code 2p + 1 in the high ones, as faiss has them"""
+
+
+class LiveRows:
+    """Walks through an open index, all lists of all sets, without its deleted rows.
+
+    Memory: the chunk of rows at hand.
+
+    Parameters
+    ----------
+    reader : stays open as long as this is used
+    """
+
+    def __init__(self, reader: IndexReader) -> None:
+        self._sets = [(rows, kept_rows(rows.alone(), reader.alive.only(rows))) for rows in reader.sets]
+        self.counts: I64 = np.asarray(reader.list_sizes, np.int64)
+        """(nlist,) rows of each list"""
+        self.n = int(self.counts.sum())
+        """Rows."""
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield all rows, by rising list."""
+        for at in np.flatnonzero(self.counts).tolist():
+            for rows, kept in self._sets:
+                begin, end = rows.list_offsets[at : at + 2].tolist()
+                for first in range(begin, end, _ROWS_AT_ONCE):
+                    last = min(first + _ROWS_AT_ONCE, end)
+                    positions = _positions(rows, kept, first, last)
+                    if len(positions):
+                        yield Chunk(at, positions, pair_codes(kept.column("codes", first, last)))
+
+
+def pair_codes(codes: U8) -> U8:
+    """Put two 4-bit codes (b, m) into each byte (b, m / 2), the first one into the low bits."""
+    return np.ascontiguousarray(codes[:, ::2] | codes[:, 1::2] << 4)
+
+
+def _positions(rows: OpenRows, kept: Kept, begin: int, end: int) -> I64:
+    picked = kept.pick(begin, end)
+    positions = np.arange(begin, end) if isinstance(picked, slice) else picked + begin
+    return positions + rows.first
