@@ -34,6 +34,8 @@ from vqdistill.searcher import Searcher
 BATCHES = 20
 DELETED = 0.3
 REFINE = 100
+ROUNDS = 3
+"""Times that rows are encoded, and added at once; the medians count."""
 PASSES = 7
 """Timed passes over the queries; the median counts."""
 
@@ -91,13 +93,8 @@ class Life:
         shutil.rmtree(grown, ignore_errors=True)
         shutil.copytree(self.compiled("half", self.half), grown)
         figures: dict[str, Any] = {"documents": len(self.x), "compiled": len(self.half)}
-        figures["encode"] = self.encoding_rate(grown)
-        searcher, begin = vqd.open(grown), time.perf_counter()
-        for part in np.array_split(self.rest, BATCHES):
-            with training_threads(self.options.threads):
-                searcher.add(self.x[part], self.ids[part].tolist())
-        figures["add"] = {"rows_per_s": len(self.rest) / (time.perf_counter() - begin)}
-        figures["add"]["share_of_encode"] = figures["add"]["rows_per_s"] / figures["encode"]["rows_per_s"]
+        figures["add"] = self.adding(grown)
+        searcher = vqd.open(grown)
         figures["look-ups"] = self.look_ups(searcher)
         all_rows = np.arange(len(self.x))
         sets = [rows.n for rows in searcher.reader.manifest.sets]
@@ -107,7 +104,28 @@ class Life:
         figures["deleted"] = self.deletions(searcher)
         return figures
 
-    def encoding_rate(self, path: Path) -> dict[str, float]:
+    def adding(self, grown: Path) -> dict[str, Any]:
+        """Rows a second of the encoding stage, of adding the rest at once, to copies, and in batches, to `grown`."""
+        encoding, whole = [], []
+        for _ in range(ROUNDS):
+            encoding.append(self.encoding_rate(grown))
+            copy = shutil.copytree(grown, self.options.work / "whole.vqd")
+            whole.append(self.adding_rate(copy, 1))
+            shutil.rmtree(copy)
+        rates = {"encode": encoding, "at once": whole, "in batches": [self.adding_rate(grown, BATCHES)]}
+        medians = {name: statistics.median(each) for name, each in rates.items()}
+        shares = {name: rate / medians["encode"] for name, rate in medians.items() if name != "encode"}
+        return {"rows_per_s": rates, "share_of_encode": shares}
+
+    def adding_rate(self, path: Path, batches: int) -> float:
+        """Rows a second of adding the rest to an index."""
+        searcher, begin = vqd.open(path), time.perf_counter()
+        for part in np.array_split(self.rest, batches):
+            with training_threads(self.options.threads):
+                searcher.add(self.x[part], self.ids[part].tolist())
+        return len(self.rest) / (time.perf_counter() - begin)
+
+    def encoding_rate(self, path: Path) -> float:
         """Rows a second of the encoding stage of a compile of the rows that are added, whose queries it knows."""
         progress = Seconds(time.perf_counter)
         with vqd.open_index(path) as reader, training_threads(self.options.threads):
@@ -119,7 +137,7 @@ class Life:
             src = open_source(x, metric="cosine", ids=ids)
             with tempfile.TemporaryDirectory(dir=self.options.work) as folder:
                 vqd.build(replace(drawn, facts=src.facts), known, src, Path(folder) / "x.vqd", progress=progress)
-        return {"rows_per_s": len(self.rest) / progress.spent["encode"]}
+        return len(self.rest) / progress.spent["encode"]
 
     def look_ups(self, searcher: Searcher) -> dict[str, float]:
         """Look up 10,000 random ids, one a call and all in one."""

@@ -331,7 +331,7 @@ def test_id_tables_in_parts(tmp_path: Path, keys: list[int]) -> None:
     """Sorted a few rows at a time, a table is the same as sorted at once."""
     array = np.array(keys, np.int64)
     cut = lambda: iter(np.array_split(array, 3))  # noqa: E731
-    parts = idtable._parts(cut, idtable._bounds(cut, len(array), 4))
+    parts = idtable._parts(cut, idtable._bounds(cut, 4))
     key, order = (np.concatenate(column) for column in zip(*parts(), strict=True))
     assert key.tolist() == sorted(keys) and array[order].tolist() == key.tolist()
     assert sorted(order.tolist()) == list(range(len(keys)))

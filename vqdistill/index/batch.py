@@ -56,18 +56,18 @@ class Batch:
         self._lists: list[npt.NDArray[np.int32]] = []
         self._columns: dict[str, list[npt.NDArray[Any]]] = {}
         self._texts: list[bytes] = []
-        self._seen: set[int | bytes] = set()
+        self._seen: set[Any] = set()
         self.n = 0
         """Rows."""
         self.nbytes = 0
         """What they take in memory, about."""
 
-    def add(self, ids: Sequence[Any] | npt.NDArray[Any] | None, codes: Codes, x: F32Rows, start: int) -> None:
+    def add(self, keys: list[Any] | None, codes: Codes, x: F32Rows, start: int) -> None:
         """Append rows.
 
         Parameters
         ----------
-        ids : (b,) external ids, which `require_new` has seen; None for row numbers
+        keys : (b,) what `require_new` gave for their ids; None for row numbers
         codes, x : encoded rows and (b, d) the rows themselves
         start : row number of the first
 
@@ -82,8 +82,7 @@ class Batch:
             columns["dense"] = (
                 np.ascontiguousarray(encode_dense(x, self._dense, start)).view(np.uint8).reshape(len(x), -1)
             )
-        if ids is not None:
-            keys = self._keys(ids)
+        if keys is not None:
             self._seen.update(keys)
             if self._ids == "str":
                 self._texts += keys
@@ -93,10 +92,10 @@ class Batch:
             self._columns.setdefault(kind, []).append(column)
         self._lists.append(codes.lists)
         self.n += len(x)
-        self.nbytes += sum(column.nbytes for column in columns.values()) + (0 if ids is None else _ID_BYTES * len(x))
+        self.nbytes += sum(column.nbytes for column in columns.values()) + (0 if keys is None else _ID_BYTES * len(x))
 
-    def require_new(self, ids: Sequence[Any] | npt.NDArray[Any]) -> None:
-        """Require ids of the right kind that neither repeat nor are there.
+    def require_new(self, ids: Sequence[Any] | npt.NDArray[Any]) -> list[Any]:
+        """Require ids of the right kind that neither repeat nor are there, and return them as they are stored.
 
         Raises
         ------
@@ -104,11 +103,12 @@ class Batch:
             If they are not.
         """
         keys = self._keys(ids)
-        seen: set[int | bytes] = set()
+        seen: set[Any] = set()
         for at, key in enumerate(keys):
             if key in seen or key in self._seen:
                 raise InvalidInput(f"ids must be unique, got {shown(ids, at)} twice")
             seen.add(key)
+        return keys
 
     def sorted(self) -> MemoryRows:
         """Return the rows in list order, rows of a list as they came."""

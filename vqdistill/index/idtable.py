@@ -21,6 +21,7 @@ _ROW_BYTES = 32
 _CHUNK_ROWS = 1 << 16
 
 Keys = Callable[[], Iterator[I64]]
+Parts = Callable[[], Iterator[tuple[I64, I64]]]
 
 
 def write_id_table(
@@ -42,12 +43,14 @@ def write_id_table(
     both segments, with checksums
     """
     with _Ids(directory, segments) as ids:
-        n = segments["rows"].shape[0]
-        bounds = _bounds(ids.keys, n, max(1, memory_bytes // _ROW_BYTES))
-        parts = _parts(ids.keys, bounds)
-        if len(bounds) == 2:  # sorted once for both
-            keep = list(parts())
-            parts = lambda: iter(keep)  # noqa: E731
+        n, most = segments["rows"].shape[0], max(1, memory_bytes // _ROW_BYTES)
+        if n <= most:  # read and sorted once, for both
+            keys = np.concatenate(list(ids.keys()))
+            order = np.argsort(keys, kind="stable")
+            table = keys[order], order
+            parts: Parts = lambda: iter([table])  # noqa: E731
+        else:
+            parts = _parts(ids.keys, _bounds(ids.keys, most))
         return {
             kind: write_segment(ops, directory, segments[kind], index_id, (part[at] for part in parts()))
             for at, kind in enumerate(("id_keys", "id_order"))
@@ -91,12 +94,10 @@ class _Ids:
         return np.frombuffer(b"".join(keys), dtype="<i8")
 
 
-def _bounds(keys: Keys, n: int, most: int) -> list[int]:
+def _bounds(keys: Keys, most: int) -> list[int]:
     """Rising keys, of which the first is the lowest and the last above all: between two there are about `most`."""
-    low = min(int(part.min()) for part in keys())
-    high = max(int(part.max()) for part in keys()) + 1
-    if n <= most:
-        return [low, high]
+    lows, highs = zip(*((int(part.min()), int(part.max())) for part in keys()), strict=True)
+    low, high = min(lows), max(highs) + 1
     bins = 1 << 16
     shift = max(0, (high - low).bit_length() - 16)
     counts = np.zeros(bins + 1, np.int64)
@@ -114,7 +115,7 @@ def _bounds(keys: Keys, n: int, most: int) -> list[int]:
     return [*bounds, high]
 
 
-def _parts(keys: Keys, bounds: list[int]) -> Callable[[], Iterator[tuple[I64, I64]]]:
+def _parts(keys: Keys, bounds: list[int]) -> Parts:
     def parts() -> Iterator[tuple[I64, I64]]:
         for low, high in pairwise(bounds):
             found, rows, begin = [], [], 0

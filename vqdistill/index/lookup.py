@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.rows import I64, Alive, OpenRows
-
-if TYPE_CHECKING:
-    from vqdistill.index.manifest import Manifest
-
 
 _FEW = 4
 """Ids up to which each is looked up by itself."""
@@ -26,8 +23,18 @@ def text_key(text: bytes) -> bytes:
     return hashlib.blake2b(text, digest_size=8).digest()
 
 
-def keys_of(ids: Any, kind: str) -> tuple[I64, list[bytes] | None]:
-    """Return what external ids are looked up by, (b,) int64, and for strings their bytes.
+@dataclass(frozen=True)
+class WantedIds:
+    """External ids as they are looked up."""
+
+    keys: I64
+    """(b,) what tables are sorted by"""
+    texts: list[bytes] | None
+    """Strings in UTF-8; None for integers."""
+
+
+def wanted_ids(ids: Any, kind: str) -> WantedIds:
+    """Return how external ids (b,) are looked up.
 
     Raises
     ------
@@ -38,16 +45,16 @@ def keys_of(ids: Any, kind: str) -> tuple[I64, list[bytes] | None]:
         if isinstance(ids, str) or not all(isinstance(text, str) for text in ids):
             raise InvalidInput(f"ids must be strings, as the index has them, got {_show(ids)}")
         texts = [str(text).encode("utf-8", "surrogatepass") for text in ids]
-        return np.frombuffer(b"".join(map(text_key, texts)), dtype="<i8"), texts
+        return WantedIds(np.frombuffer(b"".join(map(text_key, texts)), dtype="<i8"), texts)
     try:
         array = np.asarray(ids)
     except ValueError:  # lists of several lengths
         raise InvalidInput("ids must be integers, as the index has them, got lists") from None
     if array.size == 0:
-        return np.zeros(0, np.int64), None
+        return WantedIds(np.zeros(0, np.int64), None)
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype.kind == "u" and array.max() > 2**63 - 1):
         raise InvalidInput(f"ids must be integers, as the index has them, got {_show(ids)}")
-    return array.astype(np.int64), None
+    return WantedIds(array.astype(np.int64), None)
 
 
 def shown(ids: Any, at: int) -> str:
@@ -56,9 +63,9 @@ def shown(ids: Any, at: int) -> str:
     return repr(value.item() if isinstance(value, np.generic) else value)
 
 
-def find(sets: Sequence[OpenRows], alive: Alive, manifest: Manifest, ids: Any) -> I64:
+def find(sets: Sequence[OpenRows], alive: Alive, wanted: WantedIds) -> I64:
     """Return the position of each id, -1 where no row that is alive has it; see `IndexReader.positions_of`."""
-    keys, texts = keys_of(ids, manifest.ids)
+    keys, texts = wanted.keys, wanted.texts
     if len(keys) <= _FEW:
         return np.array(
             [_find_one(sets, alive, key, None if texts is None else texts[at]) for at, key in enumerate(keys.tolist())],

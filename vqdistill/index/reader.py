@@ -27,7 +27,7 @@ from vqdistill.index.files import (
     reading,
 )
 from vqdistill.index.locks import lock_generation
-from vqdistill.index.lookup import find
+from vqdistill.index.lookup import find, wanted_ids
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
 from vqdistill.index.spec import PAGE, Segment, is_leftover
@@ -343,7 +343,7 @@ class IndexReader:
                 f"ids can be looked up in indexes of format version 4 or later, got {self.manifest.version} at"
                 f" {self.path}; compile it again"
             )
-        return find(self.sets, self.alive, self.manifest, ids)
+        return find(self.sets, self.alive, wanted_ids(ids, self.manifest.ids))
 
     def rows_of(self, positions: npt.NDArray[np.int64], checked: bool = False) -> npt.NDArray[np.int64]:
         """Look up row numbers of the compiled source; as `ids_of`, with -1 for missing.

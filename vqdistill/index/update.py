@@ -28,7 +28,7 @@ from vqdistill.index.files import (
     write_segment,
 )
 from vqdistill.index.locks import lock_writer
-from vqdistill.index.lookup import find, keys_of, shown
+from vqdistill.index.lookup import WantedIds, find, shown, wanted_ids
 from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Kept, Merge, RowSource, StoredRows
 from vqdistill.index.reader import IndexReader
@@ -153,11 +153,10 @@ class IndexUpdater:
                 raise InvalidInput(f"ids must be {wanted}, got {type(ids).__name__}")
             if ids is not None and len(ids) != len(x):
                 raise InvalidInput(f"ids must be one for each of {len(x)} rows, got {len(ids)}")
-            if ids is not None:
-                self._make_room(ids, replace)
+            keys = None if ids is None else self._make_room(ids, replace)
             codes = self.reader.model.encode_new(x)
             self._measure(codes, x)
-            self._batch.add(ids, codes, x, self._next_row)
+            self._batch.add(keys, codes, x, self._next_row)
             self._next_row += len(x)
             self._changed = True
             if self._batch.nbytes >= BATCH_BYTES:
@@ -173,7 +172,7 @@ class IndexUpdater:
         """
         with self._all_or_nothing():
             self._flush()
-            return self._delete(ids)
+            return self._delete(wanted_ids(ids, self.manifest.ids))
 
     def compact(self) -> None:
         """Merge all sets into one, without the rows that are deleted.
@@ -264,34 +263,33 @@ class IndexUpdater:
         model = self.reader.model
         self._meter.add(codes, x, self._next_row, model.decode)
 
-    def _make_room(self, ids: Sequence[Any] | npt.NDArray[Any], replacing: bool) -> None:
-        """Refuse ids that repeat; delete the rows that have them, or refuse these too."""
-        self._batch.require_new(ids)
+    def _make_room(self, ids: Sequence[Any] | npt.NDArray[Any], replacing: bool) -> list[Any]:
+        """Refuse ids that repeat; delete the rows that have them, or refuse these too. Return ids as stored."""
+        keys = self._batch.require_new(ids)
         fresh = [part for part in self._parts if not part.published]
-        if len(repeated := self._which(ids, fresh)):
+        wanted = wanted_ids(ids, self.manifest.ids)
+        if len(repeated := self._which(wanted, fresh)):
             raise InvalidInput(f"ids must be unique, got {shown(ids, int(repeated[0]))} twice")
         if replacing:
-            self._delete(ids)
-        elif len(known := self._which(ids, self._parts)):
+            self._delete(wanted)
+        elif len(known := self._which(wanted, self._parts)):
             raise InvalidInput(
                 f"ids must be new to the index, got {shown(ids, int(known[0]))}, which it has; upsert replaces rows"
             )
+        return keys
 
-    def _which(self, ids: Any, parts: list[_Part]) -> I64:
+    @staticmethod
+    def _which(wanted: WantedIds, parts: list[_Part]) -> I64:
         """Which of the ids (b,) some living row of these sets has."""
-        has = np.zeros(len(ids), np.bool_)
+        has = np.zeros(len(wanted.keys), np.bool_)
         for part in parts:
-            has |= self._find(part, ids) >= 0
+            has |= find([part.rows], part.alive, wanted) >= 0
         return np.flatnonzero(has)
 
-    def _find(self, part: _Part, ids: Any) -> I64:
-        return find([part.rows], part.alive, self.manifest, ids)
-
-    def _delete(self, ids: Any) -> int:
-        keys_of(ids, self.manifest.ids)  # for its complaint, if there is no set to search
+    def _delete(self, wanted: WantedIds) -> int:
         total = 0
         for part in self._parts:
-            found = self._find(part, ids)
+            found = find([part.rows], part.alive, wanted)
             local = np.unique(found[found >= 0])
             part.alive.remove(local)
             part.deleted += len(local)

@@ -151,6 +151,25 @@ def list_sums(x: F32, lists: I32, nlist: int) -> tuple[npt.NDArray[np.float64], 
     return sums, counts
 
 
+@nb.njit(parallel=True, nogil=True, cache=True)
+def _add_weighted(lists: I32, weights: F32, vectors: F32, out: F32) -> None:
+    for i in nb.prange(out.shape[0]):
+        for r in range(lists.shape[1]):
+            if lists[i, r] >= 0:
+                weight = weights[i, r]
+                vector = vectors[lists[i, r]]
+                for t in range(out.shape[1]):
+                    out[i, t] += weight * vector[t]
+
+
+def add_weighted(lists: I32, weights: F32, vectors: F32, out: F32) -> None:
+    """Add to each row of `out` (b, d) float32 the vectors (v, d) of its list (b, r) int32, by weights (b, r) float32.
+
+    Entries below 0 are passed over.
+    """
+    _add_weighted(lists, weights, vectors, out)
+
+
 @nb.njit(nogil=True, cache=True)
 def _members(own: I32, shared: I32, stamp: I32, out: npt.NDArray[np.bool_]) -> None:
     for q in range(own.shape[0]):

@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.kernels.additive import LOOSE, dot
+from vqdistill.kernels.additive import LOOSE
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -23,12 +23,29 @@ def _best_ranks(
         mine = rows[row_offsets[cell] : row_offsets[cell + 1]]
         if len(mine) == 0:
             continue
-        # Each query once for all rows of the cell: they are what does not fit into the cache.
+        # Each query once for all rows of the cell: they are what does not fit into the cache. Four rows, of which the
+        # last may be the same, share what is loaded of it.
+        last = len(mine) - 1
         for query in members[offsets[cell] : offsets[cell + 1]]:
-            for row in mine:
-                score = dot(x[row], queries[query])
-                if score > scores[query, -1]:
-                    _place(query, _rank(score, scores[query]), lists[row], ranks[row])
+            for at in range(0, len(mine), 4):
+                four = mine[at], mine[min(at + 1, last)], mine[min(at + 2, last)], mine[min(at + 3, last)]
+                found = _dots(x[four[0]], x[four[1]], x[four[2]], x[four[3]], queries[query])
+                for i in range(min(4, len(mine) - at)):
+                    if found[i] > scores[query, -1]:
+                        _place(query, _rank(found[i], scores[query]), lists[four[i]], ranks[four[i]])
+
+
+@nb.njit(inline="always")
+def _dots(a: F32, b: F32, c: F32, d: F32, q: F32) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """Inner products of four rows with a query."""
+    one = two = three = four = np.float32(0)
+    for t in range(q.shape[0]):
+        value = q[t]
+        one += a[t] * value
+        two += b[t] * value
+        three += c[t] * value
+        four += d[t] * value
+    return one, two, three, four
 
 
 @nb.njit(nogil=True, cache=True, inline="always")

@@ -37,8 +37,7 @@ def signatures(x: F32Rows, mean: F32Rows, terms: RowTerms | None) -> F32Rows:
     if terms is None:
         return own
     pull = np.zeros_like(own)
-    for lists, weights in zip(terms.lists.T, terms.weights.T, strict=True):
-        pull += weights[:, None] * terms.queries[np.maximum(lists, 0)]
+    jit.add_weighted(terms.lists, terms.weights, terms.queries, pull)
     trust = terms.weights.sum(axis=1, keepdims=True) + np.float32(_SHRINK * x.shape[1])
     return directions(own + pull / trust)
 
