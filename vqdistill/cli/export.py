@@ -24,10 +24,12 @@ from vqdistill.cli.show import show
     default=None,
     help="faiss: with dense vectors, which verify candidates. Default: if INDEX has them.",
 )
-@click.option("--fast-scan", is_flag=True, default=None, help="faiss: lay codes out for SIMD look-ups.")
 @click.option(
-    "--nbits", type=int, metavar="4|8", help="faiss: 8 = codes of pairs of codebooks, same scores. Default: 4."
+    "--fast-scan/--no-fast-scan",
+    default=None,
+    help="faiss: lay codes out for SIMD look-ups. Default: unless --nbits is 8.",
 )
+@click.option("--nbits", type=int, metavar="4|8", help="faiss: 8 = product codes of pairs of subspaces. Default: 4.")
 @click.option(
     "--numbered", is_flag=True, default=None, help="faiss: number rows from 0 on instead of giving their ids."
 )

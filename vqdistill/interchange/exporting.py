@@ -23,9 +23,9 @@ class ExportOptions:
     refine: bool | None = None
     """faiss: whether dense vectors go along and verify candidates. Default: if the index has them."""
     fast_scan: bool | None = None
-    """faiss: whether codes are laid out for SIMD look-ups. Default: no."""
+    """faiss: whether codes are laid out for SIMD look-ups. Default: yes, unless nbits is 8."""
     nbits: int | None = None
-    """faiss: 4, or 8 for codes of pairs of codebooks. Default: 4."""
+    """faiss: 4, or 8 for product codes of pairs of subspaces. Default: 4."""
     numbered: bool | None = None
     """faiss: whether rows are numbered from 0 on in place of their ids. Default: no."""
     adapters: bool | None = None
@@ -96,6 +96,7 @@ def _to_faiss(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
         raise MissingDependency("the target faiss needs faiss: pip install 'vqdistill[faiss]'") from None
     layout, documents = given.pop("layout", "file"), given.pop("documents", None)
     given.setdefault("refine", reader.manifest.dense != "none")
+    given.setdefault("fast_scan", given.get("nbits", 4) == 4)
     options = FaissOptions(**given)
     path = faiss_files.write_faiss(reader, out, options, layout, None if documents is None else Path(documents))
     numbered = options.numbered or layout != "file"

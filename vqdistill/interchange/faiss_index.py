@@ -31,10 +31,10 @@ class FaissOptions:
 
     refine: bool = True
     """Whether dense vectors go along, in float16 (bfloat16 and float32 as they are), and verify candidates."""
-    fast_scan: bool = False
-    """Whether codes are laid out for SIMD look-ups: faster, of rounded tables, and never mapped from the file."""
+    fast_scan: bool = True
+    """Whether codes are laid out for SIMD look-ups, in tables that faiss rounds to bytes, as ours are."""
     nbits: int = 4
-    """4, or 8 for codes of pairs of codebooks, whose codewords are the 256 sums of those: the same bytes and scores."""
+    """4; or 8 for product codes of pairs of subspaces, whose 256 codewords are all pairs: the same bytes and scores."""
     numbered: bool = False
     """Whether faiss gives the place of a row in the file instead of its id, as loaders that keep ids beside it want."""
     adapters: bool = True
@@ -96,8 +96,8 @@ def to_faiss(reader: IndexReader, options: FaissOptions = FaissOptions()) -> fai
 
 def _require_expressible(reader: IndexReader, options: FaissOptions) -> None:
     manifest, model = reader.manifest, reader.model
-    if options.nbits not in (4, 8) or (options.fast_scan and options.nbits != 4):
-        raise InvalidInput(f"nbits must be 4 or 8, and 4 with fast_scan, got {options.nbits}")
+    if options.nbits not in (4, 8) or (options.nbits == 8 and (options.fast_scan or model.additive)):
+        raise InvalidInput(f"nbits must be 4, or 8 for product codes without fast_scan, got {options.nbits}")
     if manifest.ids == "str" and not options.numbered:
         raise InvalidInput("ids of a faiss index are integers, got an index with strings: number its rows")
     if options.refine and manifest.dense == "none":
@@ -117,35 +117,33 @@ def _require_expressible(reader: IndexReader, options: FaissOptions) -> None:
 
 def _empty_ivf(model: IvfPqModel, nbits: int) -> tuple[Any, list[Any]]:
     """The lists and codebooks without rows, and what queries go through before them."""
-    ivf, before = (_empty_additive if model.additive else _empty_product)(model, nbits)
+    ivf, before = (_empty_additive(model), []) if model.additive else _empty_product(model, nbits)
     ivf.by_residual = model.residual
     ivf.is_trained = True
     return ivf, before
 
 
-def _empty_additive(model: IvfPqModel, nbits: int) -> tuple[Any, list[Any]]:
+def _empty_additive(model: IvfPqModel) -> Any:
     words = model.codewords
     if not model.residual:
         words = words.copy()
         words[0] += model.mean
-    if nbits == 8:
-        words = (words[::2, None] + words[1::2, :, None]).reshape(model.m // 2, 256, model.d)
     ivf = faiss.IndexIVFLocalSearchQuantizer(
         _quantizer(model, model.router, model.coarse),
         model.d,
         model.nlist,
-        len(words),
-        nbits,
+        model.m,
+        4,
         faiss.METRIC_INNER_PRODUCT,
         faiss.AdditiveQuantizer.ST_LUT_nonorm,
     )
     faiss.copy_array_to_vector(words.ravel(), ivf.lsq.codebooks)
     ivf.lsq.is_trained = True
-    return ivf, []
+    return ivf
 
 
 def _empty_product(model: IvfPqModel, nbits: int) -> tuple[Any, list[Any]]:
-    """As `_empty_ivf`: queries are turned as codes are."""
+    """The lists and codebooks, and the turn of queries that codes are of."""
     rotation = model.rotation.astype(np.float64)
     back = np.linalg.pinv(rotation)  # (d, d_out): <rotation q, back^T x> = <q, x> for a rotation of full column rank
     l2 = model.metric is Metric.L2
