@@ -213,10 +213,11 @@ def test_langchain_loads_its_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"to": "milvus"}, "target must be one of faiss, numpy, safetensors, got 'milvus'"),
+        ({"to": "milvus"}, "target must be one of faiss, lance, numpy, safetensors, got 'milvus'"),
         ({"to": "faiss", "layout": "tar"}, "layout must be one of file, pyserini, langchain, haystack, got 'tar'"),
         ({"to": "faiss", "rows": False}, "options of the target faiss are adapters, .*, got rows"),
         ({"to": "numpy", "nbits": 8}, "options of the target numpy are rows, got nbits"),
+        ({"to": "lance", "rows": True}, "options of the target lance are none, got rows"),
         ({"to": "faiss", "colour": 1}, "options of an export are layout, .*, got colour"),
         ({"to": "faiss", "nbits": 5}, "nbits must be 4, or 8 for product codes without fast_scan, got 5"),
         (

@@ -77,7 +77,8 @@ def export_index(index: str | Path, out: str | Path, *, to: str, **options: Any)
     strangers = given.keys() - target.options
     if strangers:
         raise InvalidInput(
-            f"options of the target {to} are {', '.join(sorted(target.options))}, got {', '.join(sorted(strangers))}"
+            f"options of the target {to} are {', '.join(sorted(target.options)) or 'none'}, got"
+            f" {', '.join(sorted(strangers))}"
         )
     with open_index(index) as reader:
         more = target.write(reader, Path(out), given)
@@ -102,6 +103,17 @@ def _to_faiss(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
     numbered = options.numbered or layout != "file"
     share = agreement.agreement(reader, path, numbered=numbered, refine=options.refine)
     return {"layout": layout, "agreement": share}
+
+
+def _to_lance(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
+    try:
+        from vqdistill.interchange.lance_dataset import write_lance
+    except ImportError as error:
+        if error.name not in ("lance", "pyarrow"):
+            raise
+        raise MissingDependency("the target lance needs pylance: pip install 'vqdistill[lance]'") from None
+    write_lance(reader, out)
+    return {}
 
 
 def _arrays(write: Callable[..., None]) -> Callable[[IndexReader, Path, dict[str, Any]], Report]:
@@ -130,6 +142,7 @@ TARGETS = {
         _to_faiss,
         frozenset({"layout", "refine", "fast_scan", "nbits", "numbered", "adapters", "documents"}),
     ),
+    "lance": Target(_to_lance, frozenset()),
     "numpy": Target(_arrays(write_npz), frozenset({"rows"})),
     "safetensors": Target(_arrays(write_safetensors), frozenset({"rows"})),
 }

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import IndexReader
-from vqdistill.interchange.rows import LiveRows
+from vqdistill.interchange.rows import LiveRows, keeps_distances
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import F32Rows, Metric
@@ -21,8 +21,6 @@ F64 = npt.NDArray[np.float64]
 
 FAISS_K = 10
 """Results that `k_factor` is set for: the index reads the policy's candidates for searches of so many."""
-_SQUARE = 1e-3
-"""Largest entry of R^T R - I of a rotation that keeps distances."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,7 @@ def _require_expressible(reader: IndexReader, options: FaissOptions) -> None:
                 f" {adapter.units - adapter.rank} hidden units; without adapters the index can be written, but finds"
                 " less"
             )
-    turned = model.rotation.astype(np.float64)
-    if model.metric is Metric.L2 and np.abs(turned.T @ turned - np.eye(model.d)).max() > _SQUARE:
+    if model.metric is Metric.L2 and not keeps_distances(model.rotation):
         raise InvalidInput("faiss ranks lists by distances behind the rotation, got a rotation that changes distances")
 
 

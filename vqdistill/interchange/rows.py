@@ -12,11 +12,14 @@ from vqdistill.index.merge import Kept
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.rows import OpenRows
 from vqdistill.index.update import kept_rows
+from vqdistill.types import F32Rows
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 _ROWS_AT_ONCE = 1 << 16
+_SQUARE = 1e-3
+"""Largest entry of R^T R - I of a rotation that keeps distances."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class LiveRows:
                     positions = _positions(rows, kept, first, last)
                     if len(positions):
                         yield Chunk(at, positions, pair_codes(kept.column("codes", first, last)))
+
+
+def keeps_distances(rotation: F32Rows) -> bool:
+    """Whether turned vectors have the distances and products of those that are not: a start has, distillation bends."""
+    turned = rotation.astype(np.float64)
+    return bool(np.abs(turned.T @ turned - np.eye(turned.shape[1])).max() <= _SQUARE)
 
 
 def pair_codes(codes: U8) -> U8:
