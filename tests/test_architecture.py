@@ -25,6 +25,7 @@ FLOORS = {
     "kernels": 1,
     "data": 2,
     "model": 2,
+    "documents": 2,
     "distill": 3,
     "index": 3,
     "searcher": 4,
@@ -32,6 +33,7 @@ FLOORS = {
     "compiler": 6,
     "bench": 7,
     "interchange": 7,
+    "integrations": 7,
     "cli": 8,
     "__main__": 9,
     "": 10,  # vqdistill/__init__.py: only names, loaded when they are used
@@ -47,9 +49,10 @@ SAME_FLOOR = {
 """Imports between different rooms of one floor."""
 
 ABSENT = {
-    "index": {"data", "distill"},
+    "index": {"data", "distill", "documents"},
+    "documents": {"data", "model"},
     "distill": {"index"},
-    "searcher": {"data", "distill", "kernels"},
+    "searcher": {"data", "distill", "kernels", "documents"},
     "compiler.plan": {"data", "distill", "model", "kernels"},
     "compiler.cost": {"data", "distill", "model", "kernels"},
     "compiler.passes": {"data", "distill", "model", "kernels"},
@@ -68,7 +71,12 @@ DOORS = {
     "pyarrow": {"data", "interchange.lance_dataset", "bench.systems.lance_system"},
     "threadpoolctl": {"data.exact", "kernels.threads"},
     "click": {"cli", "bench.commands"},
-    "scipy": {"bench.scoring"},
+    "scipy": {"bench.scoring", "integrations.sklearn"},
+    "sklearn": {"integrations.sklearn"},
+    "langchain_core": {"integrations.langchain", "interchange.faiss_files"},
+    "llama_index": {"integrations.llamaindex"},
+    "haystack": {"integrations.haystack"},
+    "sqlite3": {"documents.store"},
     "ir_measures": {"bench.scoring"},
     "plotly": {"bench.plots", "bench.report"},
     "jinja2": {"bench.report"},
@@ -90,22 +98,10 @@ DOORS = {
     "hnswlib": {"bench.systems.hnswlib_system"},
     "usearch": {"bench.systems.usearch_system"},
     "langchain_community": {"interchange.faiss_files"},
-    "langchain_core": {"interchange.faiss_files"},
     "safetensors": {"interchange.arrays"},
     "tqdm": {"progress"},
-    "numpy": {
-        "types",
-        "kernels",
-        "data",
-        "model",
-        "distill",
-        "index",
-        "searcher",
-        "evaluate",
-        "cli",
-        "bench",
-        "interchange",
-    }
+    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
+    | {"documents", "integrations", "interchange"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
     | {"compiler.supervision", "compiler.train", "compiler.forecast", "compiler.prediction", "compiler.sample"}
     | {"compiler.scaling", "compiler.trials"},
@@ -138,6 +134,8 @@ LATE = {
     ("interchange.faiss_files", "langchain_community"),
     ("interchange.faiss_files", "langchain_core"),
     ("interchange.arrays", "safetensors"),
+    ("integrations", "vqdistill.compiler.build"),
+    ("integrations", "vqdistill.index.update"),
 }
 """Imports inside functions: optional libraries, and what would bring heavy ones into every search."""
 
