@@ -31,6 +31,9 @@ FLOORS = {
     "searcher": 4,
     "evaluate": 5,
     "compiler": 6,
+    "wire": 1,
+    "client": 7,
+    "server": 7,
     "bench": 7,
     "interchange": 7,
     "integrations": 7,
@@ -57,6 +60,8 @@ ABSENT = {
     "compiler.cost": {"data", "distill", "model", "kernels"},
     "compiler.passes": {"data", "distill", "model", "kernels"},
     "compiler.candidates": {"data", "distill", "model", "kernels"},
+    "client": {"index", "searcher", "model", "data", "kernels"},
+    "server": {"data", "distill", "compiler", "kernels"},
     "evaluate.metrics": {"data", "model", "index", "searcher", "compiler", "kernels"},
 }
 """Rooms that lie below but that these must not know, although the floors would allow it."""
@@ -100,8 +105,16 @@ DOORS = {
     "langchain_community": {"interchange.faiss_files"},
     "safetensors": {"interchange.arrays"},
     "tqdm": {"progress"},
+    "fastapi": {"server"},
+    "starlette": {"server"},
+    "uvicorn": {"server.run"},
+    "pydantic": {"server"},
+    "pydantic_core": {"server"},
+    "prometheus_client": {"server.metrics"},
+    "msgpack": {"wire"},
+    "httpx": {"client"},
     "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
-    | {"documents", "integrations", "interchange"}
+    | {"documents", "integrations", "interchange", "wire", "client", "server"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
     | {"compiler.supervision", "compiler.train", "compiler.forecast", "compiler.prediction", "compiler.sample"}
     | {"compiler.scaling", "compiler.trials"},
@@ -123,6 +136,8 @@ LATE = {
     ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
     ("cli", "vqdistill.compiler.decide"),
+    ("cli.serve", "vqdistill.server.config"),
+    ("cli.serve", "vqdistill.server.run"),
     ("compiler.decide", "vqdistill.compiler.chosen"),
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),

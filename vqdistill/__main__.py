@@ -2,4 +2,5 @@
 
 from vqdistill.cli import main
 
-main()
+if __name__ == "__main__":  # and not where a worker of the server loads it again
+    main()

@@ -17,6 +17,7 @@ from vqdistill.cli.evaluate import eval_command, explain_command
 from vqdistill.cli.export import export_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
+from vqdistill.cli.serve import serve_command
 from vqdistill.cli.update import (
     add_command,
     compact_command,
@@ -54,6 +55,7 @@ for command in (
     export_command,
     bench_command,
     report_command,
+    serve_command,
 ):
     cli.add_command(command)
 

@@ -1,0 +1,227 @@
+"""From the bytes of a request to a search: JSON, msgpack or npy, none of them trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import math
+import tokenize
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import Request
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+
+from vqdistill.errors import InvalidInput
+from vqdistill.server.config import Limits
+from vqdistill.server.models import SearchOptions, SearchRequest
+from vqdistill.server.problems import Problem
+from vqdistill.wire import JSON, MSGPACK, NPY, unpack, unpack_array
+
+_NPY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_BROKEN = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, tokenize.TokenError, Warning)
+_MAX_LISTS = 1 << 16
+"""Arrays and objects of a JSON body: each takes fifty times as much memory as it takes bytes to ask for one."""
+_MAX_ID_BYTES = 64 << 20
+_MAX_SIDE = 1 << 31
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search request asks."""
+
+    options: dict[str, Any]
+    """Of `Searcher.search`."""
+    queries: Any = None
+    """Array-like; None = the rows of `ids` are the queries."""
+    ids: Any = None
+    allow: Any = None
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """Read a body, never holding more of it than allowed.
+
+    Raises
+    ------
+    Problem
+        If it is too long (413), encoded (415), not there in time (408) or broken off (400).
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must not be encoded, got {encoding[:60]!r}")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or int(declared) > limits.max_body_bytes:
+        raise _too_long(limits)
+    try:
+        return await asyncio.wait_for(_collect(request, limits), limits.timeout_s)
+    except asyncio.TimeoutError:
+        sentence = f"the body must arrive within {limits.timeout_s:g} s"
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, sentence, {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise Problem(HTTPStatus.BAD_REQUEST, "the body must be whole, but the connection ended") from None
+
+
+async def _collect(request: Request, limits: Limits) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limits.max_body_bytes:
+            raise _too_long(limits)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_long(limits: Limits) -> Problem:
+    sentence = f"the body must have at most {limits.max_body_bytes} bytes, the limit of this server, got more"
+    return Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, sentence, {"Connection": "close"})
+
+
+def media_type(header: str | None) -> str:
+    """Return the type that a Content-Type header names, in lower case."""
+    return (header or "").partition(";")[0].strip().lower()
+
+
+def parse_search(content_type: str | None, body: bytes, query: Mapping[str, str], limits: Limits) -> Asked:
+    """Read a search request; options of an npy body stand in the query string.
+
+    Raises
+    ------
+    Problem
+        If it is none (400, 415), or asks what it must not (422).
+    """
+    kind = media_type(content_type)
+    if kind == NPY:
+        options = SearchOptions.model_validate_strings(dict(query))
+        asked = Asked(bounded(options, limits), parse_npy(body))
+    else:
+        asked = _of_message(SearchRequest.model_validate(parse_message(kind, body, query)), limits)
+    wanted = asked.ids if asked.queries is None else asked.queries
+    if asked.queries is None or _is_matrix(wanted):
+        _require_batch(len(wanted), limits)
+    return asked
+
+
+def parse_message(kind: str, body: bytes, query: Mapping[str, str]) -> Any:
+    """Read a body of JSON or msgpack.
+
+    Raises
+    ------
+    Problem
+        If it is neither (415), or broken (400).
+    """
+    if kind not in (JSON, MSGPACK):
+        wanted = f"{JSON}, {MSGPACK} or, for a search, {NPY}"
+        raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content type must be {wanted}, got {kind[:60]!r}")
+    if query:
+        raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"options of a body of {kind} stand in it, not in the URL")
+    try:
+        return unpack(body) if kind == MSGPACK else _from_json(body)
+    except InvalidInput as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+
+def _from_json(body: bytes) -> Any:
+    if body.count(b"[") + body.count(b"{") > _MAX_LISTS:
+        raise InvalidInput(f"the body must have at most {_MAX_LISTS} arrays and objects, got more")
+    try:
+        return from_json(body, allow_inf_nan=True)
+    except ValueError as error:
+        raise InvalidInput(f"the body must be JSON, got {len(body)} bytes: {error}") from None
+
+
+def _of_message(request: SearchRequest, limits: Limits) -> Asked:
+    if (request.queries is None) == (request.ids is None):
+        got = "neither" if request.queries is None else "both"
+        raise InvalidInput(f"a search must have either queries or ids, got {got}")
+    return Asked(
+        bounded(request, limits),
+        queries=as_array(request.queries, "queries"),
+        ids=None if request.ids is None else as_ids(request.ids, "ids"),
+        allow=None if request.allow is None else as_ids(request.allow, "allow"),
+    )
+
+
+def as_array(value: Any, name: str) -> Any:
+    """Return the array that a map of msgpack stands for, or what else was given."""
+    return unpack_array(value, name) if isinstance(value, dict) else value
+
+
+def as_ids(value: Any, name: str) -> npt.NDArray[Any]:
+    """Return external ids as an array (b,) of int64 or str; whether they fit the index is its own matter.
+
+    Raises
+    ------
+    InvalidInput
+        If they are no list of integers or of strings, or so long that an array of them takes too much memory.
+    """
+    if isinstance(value, dict):
+        array = unpack_array(value, name, "iuU")
+        if array.ndim != 1:
+            raise InvalidInput(f"{name} must be one-dimensional, got {array.shape}")
+        return array
+    kinds = set(map(type, value)) if isinstance(value, list) else {type(value)}
+    if not isinstance(value, list) or kinds not in ({int}, {str}, set()):
+        got = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise InvalidInput(f"{name} must be a list of integers or of strings, got {got}")
+    if kinds == {str} and (size := 4 * len(value) * max(map(len, value))) > _MAX_ID_BYTES:
+        raise InvalidInput(f"{name} must take at most {_MAX_ID_BYTES} bytes as an array of UTF-32, got {size}")
+    try:
+        return np.array(value, np.str_ if kinds == {str} else np.int64)
+    except OverflowError:
+        raise InvalidInput(f"{name} must be integers of 64 bits, got a larger one") from None
+
+
+def parse_npy(body: bytes) -> npt.NDArray[Any]:
+    """Read vectors from the bytes of an .npy file, sharing their memory.
+
+    Raises
+    ------
+    Problem
+        If they are none: no pickle, no other order than C, no bytes but those of the shape.
+    """
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, fortran, dtype = _NPY_VERSIONS[version](file)
+    except (KeyError, *_BROKEN):
+        sentence = f"the body must be an .npy file of version 1 or 2, got {len(body)} bytes without its header"
+        raise Problem(HTTPStatus.BAD_REQUEST, sentence) from None
+    if dtype.kind not in "fiu" or dtype.itemsize > 8 or not dtype.isnative:
+        raise InvalidInput(f"queries must be little-endian real numbers of at most 8 bytes, got {str(dtype)[:60]}")
+    if fortran and len(shape) > 1:
+        raise InvalidInput("queries must be in C order, got Fortran order; save np.ascontiguousarray(queries)")
+    start = file.tell()
+    sides = 1 <= len(shape) <= 2 and all(0 <= side < _MAX_SIDE for side in shape)
+    if not sides or math.prod(shape) * dtype.itemsize != len(body) - start:
+        got = f"{str(shape)[:60]} {dtype} with {len(body) - start} bytes behind the header"
+        raise InvalidInput(f"queries must be one or two-dimensional and hold the bytes of their shape, got {got}")
+    return np.frombuffer(body, dtype, offset=start).reshape(shape)
+
+
+def bounded(options: SearchOptions, limits: Limits) -> dict[str, Any]:
+    """Return the options of a search, within the limits.
+
+    Raises
+    ------
+    InvalidInput
+        If k is above its limit.
+    """
+    if options.k > limits.max_k:
+        raise InvalidInput(f"k must be at most {limits.max_k}, the limit of this server, got {options.k}")
+    return options.given
+
+
+def _require_batch(count: int, limits: Limits) -> None:
+    if not 1 <= count <= limits.max_batch:
+        raise InvalidInput(f"queries must be 1 to {limits.max_batch}, the limit of this server, got {count}")
+
+
+def _is_matrix(queries: Any) -> bool:
+    if isinstance(queries, np.ndarray):
+        return queries.ndim == 2
+    return isinstance(queries, list) and (not queries or isinstance(queries[0], list))

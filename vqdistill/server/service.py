@@ -1,0 +1,187 @@
+"""Service: open indexes, the threads that search them, and the places that requests take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
+from vqdistill.index.files import CURRENT
+from vqdistill.searcher import Searcher
+from vqdistill.searcher import open as open_searcher
+from vqdistill.server.bodies import Asked
+from vqdistill.server.config import ServerConfig
+from vqdistill.server.metrics import Metrics
+from vqdistill.server.problems import Problem
+from vqdistill.types import F32Rows, Hits
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+_STEPS = 8
+"""Values that the timeout of a search may take: the searcher remembers options that come again."""
+
+
+class Service:
+    """Everything that requests share; one for each worker."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self.config = config
+        self.limits = config.limits
+        self.metrics = Metrics()
+        self.stopping = False
+        # Before they are opened: what is published meanwhile is seen at the first look.
+        self._seen = {name: self._current(name) for name in config.indexes}
+        self.indexes = {name: open_searcher(path, io=config.io) for name, path in config.indexes.items()}
+        for name, searcher in self.indexes.items():
+            self.metrics.describe(name, searcher.reader)
+        self.metrics.measure_process()
+        self._inside = 0
+        self._threads = ThreadPoolExecutor(config.limits.concurrency, "search")
+        self._refreshing = {name: asyncio.Lock() for name in self.indexes}
+
+    def index(self, name: str) -> Searcher:
+        """Return the index of this name.
+
+        Raises
+        ------
+        Problem
+            If there is none (404).
+        """
+        if name not in self.indexes:
+            known = ", ".join(sorted(self.indexes))
+            raise Problem(HTTPStatus.NOT_FOUND, f"index must be one of {known}, got {name[:64]!r}")
+        return self.indexes[name]
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold a place, of which there are as many as requests may be at work or wait.
+
+        Raises
+        ------
+        Problem
+            If all are taken: 429, or 503 while the server stops.
+        """
+        if self._inside >= self.limits.places:
+            self.metrics.refused.labels("stopping" if self.stopping else "full").inc()
+            raise self._refusal()
+        self._inside += 1
+        self.metrics.busy.set(self._inside)
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            self.metrics.busy.set(self._inside)
+
+    def _refusal(self) -> Problem:
+        if self.stopping:
+            return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping", {"Retry-After": "1"})
+        sentence = f"the server has {self.limits.places} requests in hand, as many as it takes; try again"
+        return Problem(HTTPStatus.TOO_MANY_REQUESTS, sentence, {"Retry-After": "1"})
+
+    async def run(self, work: Callable[[float], T]) -> T:
+        """Call `work` in a thread with the seconds that are left to it; it waits while all threads are busy.
+
+        Raises
+        ------
+        SearchTimeout
+            If its time is over before it begins.
+        """
+        end = time.monotonic() + self.limits.timeout_s
+
+        def call() -> T:
+            left = math.ceil((end - time.monotonic()) / self.limits.timeout_s * _STEPS) / _STEPS
+            if left <= 0:
+                raise SearchTimeout(f"the search waited longer than {self.limits.timeout_s:g} s")
+            return work(left * self.limits.timeout_s)
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def search(self, name: str, asked: Asked, timeout_s: float) -> Hits:
+        """Answer a search request, and count its work.
+
+        Raises
+        ------
+        InvalidInput, SearchTimeout, VqdistillError
+            As `Searcher.search`; and InvalidInput for ids that the index does not have.
+        """
+        searcher = self.index(name)
+        queries = asked.queries if asked.ids is None else stored_rows(searcher, asked.ids)
+        hits = searcher.search(queries, allow=asked.allow, timeout_s=timeout_s, **asked.options)
+        self.metrics.searched(name, hits)
+        return hits
+
+    async def refresh(self, name: str) -> bool:
+        """Serve the newest generation of an index from now on; requests under way end with theirs.
+
+        Raises
+        ------
+        InvalidInput, VqdistillError
+            As `Searcher.refresh`; the old generation is served on.
+        """
+        searcher = self.index(name)
+        async with self._refreshing[name]:
+            seen = self._current(name)
+            try:
+                changed = await asyncio.to_thread(searcher.refresh)
+            except VqdistillError:
+                self.metrics.refreshed(name, "failed")
+                raise
+            self._seen[name] = seen
+            if changed:
+                self.metrics.refreshed(name, "swapped")
+                self.metrics.describe(name, searcher.reader)
+                _log.info("index %s: generation %d is served", name, searcher.reader.manifest.generation)
+            return changed
+
+    async def watch(self) -> None:
+        """Look for new generations every now and then, for ever."""
+        while True:
+            await asyncio.sleep(self.config.poll_s)
+            self.metrics.measure_process()
+            for name in self.indexes:
+                if self._current(name) == self._seen[name]:
+                    continue
+                try:
+                    await self.refresh(name)
+                except Exception as error:  # whatever it is, the next look may find better
+                    _log.warning(
+                        "index %s: the new generation cannot be opened, the old one is served: %s", name, error
+                    )
+
+    def _current(self, name: str) -> bytes:
+        """Content of the file that names the current generation; nothing where it cannot be read."""
+        try:
+            return (self.config.indexes[name] / CURRENT).read_bytes()
+        except OSError:
+            return b""
+
+    def close(self) -> None:
+        """Wait for the searches under way, and close the indexes."""
+        self._threads.shutdown()
+        for searcher in self.indexes.values():
+            searcher.reader.close()
+
+
+def stored_rows(searcher: Searcher, ids: Any) -> F32Rows:
+    """Return the rows (b, d) that the index stores for external ids (b,).
+
+    Raises
+    ------
+    InvalidInput
+        If it does not have one of them, or stores no rows.
+    """
+    reader = searcher.reader
+    positions = reader.positions_of(ids.tolist() if reader.manifest.ids == "str" else ids)
+    if (positions < 0).any():
+        unknown = ids[int(np.flatnonzero(positions < 0)[0])].item()
+        raise InvalidInput(f"ids must be ids of the index, got {unknown!r}, which it does not have")
+    return reader.dense_rows(positions)
