@@ -31,3 +31,7 @@ class MissingDependency(VqdistillError, ImportError):
 
 class SearchTimeout(VqdistillError, TimeoutError):
     """A search took longer than the caller allowed."""
+
+
+class ServerUnavailable(VqdistillError):
+    """A server cannot be reached, or is too busy to take a request."""
