@@ -1,5 +1,5 @@
-# make demo | test | lint | format | build | sample | quality | ablate | bench-check | page-check | fuzz | neon |
-# sanitize | clean
+# make demo | test | lint | format | build | sample | quality | ablate | bench-check | page-check | console-check |
+# fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality ablate bench-check page-check fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -37,7 +37,7 @@ build: $(VENV)/installed
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel pybind11
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,bench,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[parquet,bench,server,client,dev]'
 	touch $@
 
 sample: build
@@ -60,6 +60,11 @@ REPORT ?= report.html
 page-check:
 	npm install --silent --no-save --prefix build/page playwright-core axe-core
 	NODE_MODULES=build/page/node_modules node bench/check_page.mjs $(REPORT)
+
+# The server's console in a headless browser, with the index of the sample.
+console-check: build
+	npm install --silent --no-save --prefix build/page playwright-core axe-core
+	NODE_MODULES=build/page/node_modules $(BIN)/python bench/console.py data/debian-sample.h5
 
 # Every CPU level that this machine runs against the scalar one, on random calls.
 fuzz: build/fuzz_kernels

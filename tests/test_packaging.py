@@ -62,11 +62,13 @@ def test_a_source_distribution_holds_what_a_build_needs(tmp_path: Path) -> None:
     wanted |= {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.suffix in (".h", ".cpp")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "vqdistill").rglob("*.py")}
     wanted |= {str(path.relative_to(ROOT)) for path in (ROOT / "vqdistill").rglob("*.j2")}
+    wanted |= {"vqdistill/server/console.html"}
     assert wanted <= packed
 
 
 @pytest.mark.parametrize(
-    "target", ["demo", "test", "lint", "format", "build", "sample", "bench-check", "page-check", "clean"]
+    "target",
+    ["demo", "test", "lint", "format", "build", "sample", "bench-check", "page-check", "console-check", "clean"],
 )
 def test_every_make_target_exists(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)

@@ -32,7 +32,12 @@ class Local:
         self._app = create_app(self.service)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Be the application, with the state that a server brings along."""
+        """Be the application, with the state that a server brings along; its life ends with the test's fixture."""
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
         await self._app({**scope, "state": {"service": self.service}}, receive, send)
 
     @property

@@ -51,7 +51,7 @@ class SearchRequest(SearchOptions):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [{"required": ["queries"]}, {"required": ["ids"]}],
-            "examples": [{"queries": [[0.1, -0.2, 0.3]], "k": 10}, {"ids": [17], "k": 5, "recall": 0.95}],
+            "examples": [{"queries": [[0.1, -0.2, 0.3]], "k": 10}, {"ids": [17], "k": 5, "recall": 0.9}],
         }
     )
 
