@@ -105,6 +105,7 @@ DOORS = {
     "langchain_community": {"interchange.faiss_files"},
     "safetensors": {"interchange.arrays"},
     "tqdm": {"progress"},
+    "anyio": {"server.bodies"},
     "fastapi": {"server"},
     "starlette": {"server"},
     "uvicorn": {"server.run"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from vqdistill.cli import main
 from vqdistill.errors import InvalidInput
+from vqdistill.server import run
 from vqdistill.server.config import Limits, ServerConfig, parse_indexes, read_key
 from vqdistill.server.run import _listening
 
@@ -117,6 +119,30 @@ def test_what_cannot_be_served_is_refused_at_once(
     assert done.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("vqdistill: ") and sentence in last
+
+
+def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(run, "serve", lambda *given: seen.append(given))
+    monkeypatch.setenv("VQDISTILL_API_KEY", "sixteen-characters")
+    options = "--host ::1 --port 9 --workers 3 --max-k 4 --max-batch 5 --max-body-bytes 6000 --queue 7 --timeout 8"
+    for more in ("", "--concurrency 2 --poll 0.5 --drain 0 --io pread --no-access-log"):
+        with pytest.raises(SystemExit) as done:
+            main(["serve", "b=a.vqd", *options.split(), *more.split()])
+        assert done.value.code == 0
+    plain, full = seen
+    limits = Limits(max_k=4, max_batch=5, max_body_bytes=6000, concurrency=2, queue=7, timeout_s=8)
+    config = ServerConfig(
+        indexes={"b": Path("a.vqd")},
+        limits=limits,
+        api_key="sixteen-characters",
+        poll_s=0.5,
+        drain_s=0,
+        io="pread",
+        access_log=False,
+    )
+    assert full == (config, "::1", 9, 3)
+    assert plain[0].limits.concurrency == max(1, len(os.sched_getaffinity(0)) // 3)
 
 
 def test_a_missing_library_is_one_sentence_with_the_install_line(

@@ -217,12 +217,3 @@ def test_the_sync_client_searches_it(server: Process) -> None:
 def _path(server: Process, name: str) -> str:
     arguments: list[str] = server._process.args  # type: ignore[assignment]
     return next(argument for argument in arguments if argument.endswith(f"{name}.vqd"))
-
-
-def test_a_key_from_the_environment_is_asked_for(shelf: dict[str, Path]) -> None:
-    key = "sixteen-characters"
-    with process(shelf["rows"], env={"VQDISTILL_API_KEY": key}) as running:
-        assert httpx.get(f"{running.url}/v1/indexes").status_code == 401
-        with Client(running.url, "rows", api_key=key) as client:
-            assert client.info()["rows"] == N
-        assert not any(key in str(line) for line in running.lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import math
 import tokenize
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+import anyio
 import numpy as np
 import numpy.typing as npt
 from fastapi import Request
@@ -58,8 +58,9 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if not declared.isdecimal() or int(declared) > limits.max_body_bytes:
         raise _too_long(limits)
     try:
-        return await asyncio.wait_for(_collect(request, limits), limits.timeout_s)
-    except asyncio.TimeoutError:
+        with anyio.fail_after(limits.timeout_s):  # without a task of its own, as asyncio.wait_for takes
+            return await _collect(request, limits)
+    except TimeoutError:
         sentence = f"the body must arrive within {limits.timeout_s:g} s"
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, sentence, {"Connection": "close"}) from None
     except ClientDisconnect:

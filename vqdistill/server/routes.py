@@ -6,7 +6,7 @@ from dataclasses import asdict
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import Response
 
 from vqdistill.errors import InvalidInput
@@ -56,24 +56,24 @@ def _service(request: Request) -> Service:
     return service
 
 
-Served = Annotated[Service, Depends(_service)]
 Name = Annotated[str, Path(pattern=NAME, description="Name of a served index.")]
 api = APIRouter(prefix="/v1", tags=["indexes"])
 around = APIRouter(tags=["server"])
 
 
 @api.get("/indexes", response_model=models.IndexList, responses=errors(), summary="List the served indexes")
-async def list_indexes(service: Served) -> Any:
+async def list_indexes(request: Request) -> Any:
     """All indexes, by name."""
+    service = _service(request)
     return {"indexes": [summarize(name, searcher.reader) for name, searcher in sorted(service.indexes.items())]}
 
 
 @api.get(
     "/indexes/{name}", response_model=models.IndexInfo, responses=errors(404, 422), summary="Tell what an index is"
 )
-async def show_index(name: Name, service: Served) -> Any:
+async def show_index(name: Name, request: Request) -> Any:
     """Shape, bytes, generation, default search and the certificate's ladder."""
-    return describe(name, service.index(name).reader)
+    return describe(name, _service(request).index(name).reader)
 
 
 @api.post(
@@ -93,12 +93,13 @@ async def show_index(name: Name, service: Served) -> Any:
     },
     openapi_extra=_body_of(models.SearchRequest, npy=True),
 )
-async def search(name: Name, request: Request, service: Served) -> Response:
+async def search(name: Name, request: Request) -> Response:
     """Queries are vectors, or rows of the index by id.
 
     An .npy body holds the vectors alone, and the options stand in the URL: `?k=10&recall=0.95`. In a msgpack body an
     array may be a map of dtype ("<f4"), shape and data.
     """
+    service = _service(request)
     service.index(name)
     kind = accepted(request.headers.get("accept"))
     content_type, query = request.headers.get("content-type"), request.query_params
@@ -119,8 +120,9 @@ async def search(name: Name, request: Request, service: Served) -> Response:
     openapi_extra=_body_of(models.ExplainRequest, npy=False),
     summary="Tell where expected results are lost",
 )
-async def explain(name: Name, request: Request, service: Served) -> Any:
+async def explain(name: Name, request: Request) -> Any:
     """For each expected id whether a search finds it, and if not, at which stage it is lost."""
+    service = _service(request)
     searcher, content_type = service.index(name), request.headers.get("content-type")
     with service.place():
         body = await read_body(request, service.limits)
@@ -145,8 +147,9 @@ async def explain(name: Name, request: Request, service: Served) -> Any:
     responses=errors(404, 422),
     summary="Look for a new generation now",
 )
-async def refresh(name: Name, service: Served) -> Any:
+async def refresh(name: Name, request: Request) -> Any:
     """Serve what was published last from now on. Of several workers one is asked; the others look soon."""
+    service = _service(request)
     changed = await service.refresh(name)
     return {"changed": changed, "generation": service.index(name).reader.manifest.generation}
 
@@ -158,9 +161,9 @@ async def health() -> Any:
 
 
 @around.get("/ready", response_model=models.State, responses=errors(503), summary="Whether requests may come")
-async def ready(service: Served) -> Any:
+async def ready(request: Request) -> Any:
     """Whether the indexes are open and the server does not stop."""
-    if service.stopping:
+    if _service(request).stopping:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping", {"Retry-After": "1"})
     return {"status": "ready"}
 
@@ -171,7 +174,8 @@ async def ready(service: Served) -> Any:
     summary="Metrics for Prometheus",
     responses=errors() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(service: Served) -> Response:
+async def metrics(request: Request) -> Response:
     """Metrics of all workers in Prometheus' text format."""
-    service.metrics.measure_process()
-    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+    measured = _service(request).metrics
+    measured.measure_process()
+    return Response(measured.render(), headers={"Content-Type": CONTENT_TYPE})
