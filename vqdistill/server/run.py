@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging.config
 import multiprocessing
 import multiprocessing.connection
@@ -41,6 +42,12 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain_s: float) -> None:
         super().__init__(config)
         self._drain_s = drain_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start; what is loaded by then stays, and collections of garbage need not look through it while requests wait."""
+        await super().startup(sockets)
+        gc.collect()
+        gc.freeze()
 
     async def on_tick(self, counter: int) -> bool:
         """Tell whether to stop: when told to, or when the process that started this worker is gone."""
