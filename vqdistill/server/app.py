@@ -16,7 +16,7 @@ from pydantic.json_schema import models_json_schema
 from vqdistill.server import models
 from vqdistill.server.config import ServerConfig
 from vqdistill.server.console import console
-from vqdistill.server.middleware import Observe, RequireKey
+from vqdistill.server.middleware import Observe, RefuseWhenFull, RequireKey
 from vqdistill.server.problems import answer_problems, fail
 from vqdistill.server.routes import api, around
 from vqdistill.server.service import Service
@@ -61,6 +61,7 @@ def create_app(service: Service) -> FastAPI:
     for router in (api, around, console):
         app.include_router(router)
     answer_problems(app)
+    app.add_middleware(RefuseWhenFull, service=service)
     app.add_middleware(RequireKey, service=service)
     app.add_middleware(Observe, service=service)
     app.openapi = lambda: _describe(app, service.config.api_key is not None)  # type: ignore[method-assign]

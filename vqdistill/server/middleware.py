@@ -18,6 +18,9 @@ _access = logging.getLogger(ACCESS)
 _KEYLESS = ("/", "/health", "/ready", "/openapi.json")
 """Paths that need no key: they tell nothing of an index."""
 
+_PLACED = ("/search", "/explain")
+"""Ends of the paths whose requests take a place."""
+
 
 class Observe:
     """Measures and logs requests; while the server stops, has connections end with their response."""
@@ -84,6 +87,22 @@ class RequireKey:
         sentence = "the request must bring the API key, as Authorization: Bearer KEY, got none or another"
         headers = {"WWW-Authenticate": "Bearer"}
         await Problem(HTTPStatus.UNAUTHORIZED, sentence, headers).response()(scope, receive, send)
+
+
+class RefuseWhenFull:
+    """Refuses what finds no place before it costs anything; the place itself is taken by the route."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        wants_place = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(_PLACED)
+        if wants_place and self._service.full:
+            await self._service.refusal().response()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _brings(headers: Headers, key: str) -> bool:

@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
         self._drain_s = drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start; what is loaded by then stays, and collections of garbage need not look through it while requests wait."""
+        """Start; what is loaded by then stays: no collection of garbage looks through it while requests wait."""
         await super().startup(sockets)
         gc.collect()
         gc.freeze()

@@ -70,9 +70,8 @@ class Service:
         Problem
             If all are taken: 429, or 503 while the server stops.
         """
-        if self._inside >= self.limits.places:
-            self.metrics.refused.labels("stopping" if self.stopping else "full").inc()
-            raise self._refusal()
+        if self.full:
+            raise self.refusal()
         self._inside += 1
         self.metrics.busy.set(self._inside)
         try:
@@ -81,7 +80,14 @@ class Service:
             self._inside -= 1
             self.metrics.busy.set(self._inside)
 
-    def _refusal(self) -> Problem:
+    @property
+    def full(self) -> bool:
+        """Whether all places are taken."""
+        return self._inside >= self.limits.places
+
+    def refusal(self) -> Problem:
+        """Return the refusal of a request that finds no place, and count it."""
+        self.metrics.refused.labels("stopping" if self.stopping else "full").inc()
         if self.stopping:
             return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping", {"Retry-After": "1"})
         sentence = f"the server has {self.limits.places} requests in hand, as many as it takes; try again"
