@@ -38,7 +38,7 @@ CHECKS = [
 
 @pytest.fixture(scope="module")
 def small(shelf: dict[str, Path]) -> Iterator[Local]:
-    server = Local(shelf, limits=Limits(max_k=20, max_batch=4, max_body_bytes=4096))
+    server = Local(shelf, limits=Limits(max_k=20, max_batch=4))
     yield server
     server.service.close()
 

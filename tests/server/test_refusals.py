@@ -76,6 +76,10 @@ def refused(answer: httpx.Response) -> tuple[int, str]:
             {"queries": [GOOD], "recall": 0.9, "refine": 5},
             "recall must be None where refine say how to search, got 0.9",
         ),
+        (
+            {"queries": [GOOD], "refine": 2**63},
+            "refine: input should be less than or equal to 1099511627776, got 9223372036854775808",
+        ),
         ({"queries": [GOOD], "refine": 3}, "refine must be 0 or at least k = 10, got 3"),
         ([1, 2], "the body: input should be a valid dictionary or instance of SearchRequest, got [1, 2]"),
     ],
@@ -236,6 +240,20 @@ def test_other_paths_methods_and_types(small: Local) -> None:
         "POST", "/v1/indexes/rows/search", content=npy(np.zeros(D)), params={"q": 1}, headers={"Content-Type": NPY}
     )
     assert refused(unknown) == (422, "q: extra inputs are not permitted, got '1'")
+
+
+def test_numbers_without_end_are_none(small: Local) -> None:
+    answer = small.search("rows", {"queries": [[10**400] + GOOD[1:]]})
+    assert refused(answer) == (422, f"queries must be real numbers of shape (rows, {D}), got list")
+
+
+def test_half_characters_are_no_ids(small: Local) -> None:
+    for body, kind in (
+        (b'{"ids": ["\\ud800x"]}', JSON),
+        (pack({"ids": {"dtype": "<U1", "shape": [1], "data": b"\x00\xd8\x00\x00"}}), MSGPACK),
+    ):
+        answer = small.ask("POST", "/v1/indexes/words/search", content=body, headers={"Content-Type": kind})
+        assert refused(answer)[0] in (400, 422)
 
 
 def test_ids_need_rows_on_disk(small: Local) -> None:

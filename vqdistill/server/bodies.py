@@ -29,6 +29,7 @@ _MAX_LISTS = 1 << 16
 """Arrays and objects of a JSON body: each takes fifty times as much memory as it takes bytes to ask for one."""
 _MAX_ID_BYTES = 64 << 20
 _MAX_SIDE = 1 << 31
+_MAX_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if encoding.lower() != "identity":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must not be encoded, got {encoding[:60]!r}")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdecimal() or int(declared) > limits.max_body_bytes:
+    if not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > limits.max_body_bytes:
         raise _too_long(limits)
     try:
         with anyio.fail_after(limits.timeout_s):  # without a task of its own, as asyncio.wait_for takes

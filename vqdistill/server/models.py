@@ -35,7 +35,9 @@ class SearchOptions(_Strict):
     k: int = Field(10, ge=1, description="Results a query.")
     nprobe: int | None = Field(None, ge=1, description="Lists visited; with coverage, at most.")
     coverage: float | None = Field(None, gt=0, lt=1, description="Share of true neighbours in the visited lists.")
-    refine: int | None = Field(None, ge=0, description="Candidates verified; 0 = none; with confidence, at most.")
+    refine: int | None = Field(
+        None, ge=0, le=1 << 40, description="Candidates verified; 0 = none; with confidence, at most."
+    )
     confidence: float | None = Field(None, gt=0, lt=1, description="Share of the results expected among those read.")
     recall: float | None = Field(None, gt=0, lt=1, description="Instead of these: what the certificate promises.")
 
