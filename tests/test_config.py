@@ -121,7 +121,7 @@ REFUSED = [
     (IvfPqConfig, MODEL | {"codes": "pq"}, "tables", ["f16"]),
     (SearchParams, SEARCH, "nprobe", [0, -1, 1.0, True]),
     (SearchParams, SEARCH, "coverage", [0, 0.0, 1, 1.0, -0.5, float("nan"), float("inf"), True, "0.9"]),
-    (SearchParams, SEARCH, "refine", [-1, 0.5, True]),
+    (SearchParams, SEARCH, "refine", [-1, 0.5, True, 2**40 + 1]),
     (SearchParams, SEARCH, "confidence", [0, 0.0, 1, 1.0, -0.5, float("nan"), float("inf"), True, "0.9"]),
     (SearchParams, SEARCH, "threads", [0, 1025, None]),
     (SearchParams, SEARCH, "timeout_s", [0, 0.0, -1, float("nan"), float("inf"), True, "1"]),

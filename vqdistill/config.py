@@ -310,7 +310,7 @@ class SearchParams:
 
     def __post_init__(self) -> None:
         _require(self.nprobe is None or _is_int(self.nprobe, 1), "nprobe", self.nprobe, "a positive integer")
-        _require(self.refine is None or _is_int(self.refine, 0), "refine", self.refine, "a non-negative integer")
+        _require(self.refine is None or _is_int(self.refine, 0, 2**40), "refine", self.refine, "an integer in 0..2^40")
         for name in ("coverage", "confidence", "recall"):
             value = getattr(self, name)
             _require(value is None or (_is_finite(value) and 0 < value < 1), name, value, "a number between 0 and 1")
