@@ -15,6 +15,8 @@ import pytest
 
 import vqdistill as vqd
 from tests.interchange.support import INTEGER_IDS, NPROBE, QUERIES, REFINE, ROWS, TEXT_IDS, make_index
+from vqdistill.documents.document import Document
+from vqdistill.documents.store import DocumentStore
 from vqdistill.errors import InvalidInput
 from vqdistill.searcher import Searcher
 
@@ -243,6 +245,18 @@ def test_bad_documents_leave_nothing(line: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"texts.jsonl, line 2 must "):
         vqd.export_index(tmp_path / "x.vqd", tmp_path / "out", to="faiss", layout="haystack", documents=texts)
     assert {path.name for path in tmp_path.iterdir()} == {"x.vqd", "texts.jsonl"}
+
+
+def test_texts_come_from_a_document_store_as_well(tmp_path: Path) -> None:
+    make_index(tmp_path / "x.vqd")
+    key = int(INTEGER_IDS[7])
+    with DocumentStore(tmp_path / "texts.sqlite3", "int64") as store:
+        store.put([Document(key, "seven", {"page": 7})])
+    options = {"layout": "haystack", "documents": tmp_path / "texts.sqlite3"}
+    vqd.export_index(tmp_path / "x.vqd", tmp_path / "x", to="faiss", **options)
+    documents = json.loads((tmp_path / "x" / "index.json").read_text())["documents"]
+    texts = [document for document in documents if document["content"]]
+    assert texts == [{"id": str(key), "content": "seven", "meta": {"page": 7}}] and len(documents) == len(ROWS)
 
 
 @pytest.mark.parametrize("key", ["two\nlines", " blank", "next\x85line"])

@@ -41,7 +41,9 @@ from vqdistill.cli.show import show
     default=None,
     help="faiss: leave adapters of queries out, which faiss cannot express if they have hidden units.",
 )
-@click.option("--documents", metavar="F", help="faiss, langchain and haystack: JSON lines with id and text of rows.")
+@click.option(
+    "--documents", metavar="F", help="faiss, langchain and haystack: JSON lines with id and text, or a document store."
+)
 @click.option("--rows/--no-rows", default=None, help="numpy, safetensors: with codes and ids of rows. Default: with.")
 @json_option
 def export_command(index: str, to: str, out: str, as_json: bool, **options: Any) -> None:

@@ -31,7 +31,7 @@ class ExportOptions:
     adapters: bool | None = None
     """faiss: whether adapters of queries go along. Default: yes."""
     documents: str | Path | None = None
-    """faiss, layouts langchain and haystack: JSON lines with the texts of rows."""
+    """faiss, layouts langchain and haystack: JSON lines, or a document store, with the texts of rows."""
     rows: bool | None = None
     """numpy, safetensors: whether codes, lists and ids of rows go along. Default: yes."""
 

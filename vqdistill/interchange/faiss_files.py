@@ -11,9 +11,10 @@ from typing import Any
 
 import faiss
 
+from vqdistill.documents.document import Document
+from vqdistill.documents.lines import read_documents
 from vqdistill.errors import InvalidInput, MissingDependency
 from vqdistill.index.reader import IndexReader
-from vqdistill.interchange.documents import Document, read_documents
 from vqdistill.interchange.faiss_index import FaissOptions, to_faiss
 from vqdistill.interchange.rows import LiveRows
 from vqdistill.interchange.whole import whole_directory, whole_file
@@ -37,7 +38,8 @@ def write_faiss(
     ----------
     out : what to make; must not exist
     layout : one of LAYOUTS
-    documents : JSON lines with the texts of rows, see `read_documents`; for the layouts that hold texts
+    documents : JSON lines or a document store with the texts of rows, see `read_documents`; for the layouts that hold
+        texts
 
     Returns
     -------
@@ -118,11 +120,11 @@ class _Texts(dict[str, Document]):
     """Documents by id; those that are missing are empty."""
 
     def __missing__(self, key: str) -> Document:
-        return Document("", {})
+        return Document(key, "")
 
 
 def _texts(documents: Path | None) -> _Texts:
-    return _Texts() if documents is None else _Texts(read_documents(documents))
+    return _Texts() if documents is None else _Texts((str(each.id), each) for each in read_documents(documents))
 
 
 def read_faiss(path: Path, **options: Any) -> faiss.Index:

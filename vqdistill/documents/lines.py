@@ -1,26 +1,22 @@
-"""Texts of documents, from JSON lines."""
+"""Documents from files: JSON lines, or a document store."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from vqdistill.documents.document import Document
+from vqdistill.documents.store import DocumentStore
 from vqdistill.errors import InvalidInput
 
-
-@dataclass(frozen=True)
-class Document:
-    """What goes along with a row."""
-
-    text: str
-    metadata: dict[str, Any]
+_SQLITE = b"SQLite format 3\x00"
 
 
-def read_documents(path: Path) -> Iterator[tuple[str, Document]]:
-    """Yield (id, document) of each line: an object with `id` (or `_id`, as in BEIR) and `text`; all else is metadata.
+def read_documents(path: Path) -> Iterator[Document]:
+    """Yield the documents of a store, or of the lines of a file.
+
+    A line is an object with `id` (or `_id`, as in BEIR), a text or an integer, and `text`; all else is metadata.
 
     Raises
     ------
@@ -28,8 +24,14 @@ def read_documents(path: Path) -> Iterator[tuple[str, Document]]:
         If the file cannot be read, or a line is anything else.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb") as file:
+            stored = file.read(len(_SQLITE)) == _SQLITE
+        if stored:
+            with DocumentStore(path) as store:
+                yield from store
+            return
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
                 yield _document(line, f"{path}, line {number}")
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
@@ -37,7 +39,7 @@ def read_documents(path: Path) -> Iterator[tuple[str, Document]]:
         raise InvalidInput(f"{path} must be UTF-8: {error}") from None
 
 
-def _document(line: str, where: str) -> tuple[str, Document]:
+def _document(line: str, where: str) -> Document:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError):
@@ -46,4 +48,4 @@ def _document(line: str, where: str) -> tuple[str, Document]:
     wanted = isinstance(fields, dict) and isinstance(fields.get("text"), str)
     if not wanted or isinstance(fields.get(name), bool) or not isinstance(fields.get(name), (str, int)):
         raise InvalidInput(f"{where} must have an id (text or integer) and a text, got {line.strip()[:60]!r}")
-    return str(fields.pop(name)), Document(fields.pop("text"), fields)
+    return Document(fields.pop(name), fields.pop("text"), fields)
