@@ -215,7 +215,7 @@ def test_langchain_loads_its_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"to": "milvus"}, "target must be one of faiss, lance, numpy, safetensors, got 'milvus'"),
+        ({"to": "milvus"}, "target must be one of faiss, lance, scann, numpy, safetensors, got 'milvus'"),
         ({"to": "faiss", "layout": "tar"}, "layout must be one of file, pyserini, langchain, haystack, got 'tar'"),
         ({"to": "faiss", "rows": False}, "options of the target faiss are adapters, .*, got rows"),
         ({"to": "numpy", "nbits": 8}, "options of the target numpy are rows, got nbits"),

@@ -12,7 +12,7 @@ from vqdistill.cli.show import show
 
 @click.command("export")
 @click.argument("index", metavar="INDEX")
-@click.option("--to", required=True, metavar="faiss|lance|numpy|safetensors", help="What to make of it.")
+@click.option("--to", required=True, metavar="faiss|lance|scann|numpy|safetensors", help="What to make of it.")
 @click.option("-o", "--out", required=True, metavar="OUT", help="File or directory to make; must not exist.")
 @click.option(
     "--layout",

@@ -116,6 +116,17 @@ def _to_lance(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
     return {}
 
 
+def _to_scann(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
+    try:
+        from vqdistill.interchange.scann_assets import write_scann
+    except ImportError as error:
+        if error.name is None or error.name.split(".")[0] not in ("scann", "google"):
+            raise
+        raise MissingDependency("the target scann needs scann-core: pip install 'vqdistill[scann]'") from None
+    write_scann(reader, out)
+    return {}
+
+
 def _arrays(write: Callable[..., None]) -> Callable[[IndexReader, Path, dict[str, Any]], Report]:
     def write_given(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
         write(reader, out, **given)
@@ -143,6 +154,7 @@ TARGETS = {
         frozenset({"layout", "refine", "fast_scan", "nbits", "numbered", "adapters", "documents"}),
     ),
     "lance": Target(_to_lance, frozenset()),
+    "scann": Target(_to_scann, frozenset()),
     "numpy": Target(_arrays(write_npz), frozenset({"rows"})),
     "safetensors": Target(_arrays(write_safetensors), frozenset({"rows"})),
 }

@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import IndexReader
-from vqdistill.interchange.rows import LiveRows, keeps_distances
+from vqdistill.interchange.rows import LiveRows, keeps_distances, turned, words_of_rows
 from vqdistill.interchange.whole import whole_directory
-from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Metric
 
 TABLE = "rows"
@@ -51,8 +50,8 @@ def write_lance(reader: IndexReader, out: Path) -> None:
             num_partitions=model.nlist,
             num_sub_vectors=model.m,
             num_bits=4,
-            ivf_centroids=_turned(model, model.coarse).astype(value),
-            pq_codebook=_codewords(model).astype(value),
+            ivf_centroids=turned(model, model.coarse).astype(value),
+            pq_codebook=words_of_rows(model).astype(value),
         )
         np.save(part / ROTATION, model.rotation)
 
@@ -71,18 +70,6 @@ def _require_expressible(reader: IndexReader) -> None:
         raise InvalidInput("vectors of Lance are turned as codes are, got a rotation that changes distances")
 
 
-def _codewords(model: IvfPqModel) -> Any:
-    """(m, 16, dsub) of what Lance codes: residuals as they are, rows themselves with the mean in every codeword."""
-    if model.residual:
-        return model.codewords
-    shift = (model.mean @ model.rotation.T).reshape(model.m, 1, model.dsub)
-    return np.ascontiguousarray(model.codewords + shift, np.float32)
-
-
-def _turned(model: IvfPqModel, x: Any) -> Any:
-    return np.ascontiguousarray(x @ model.rotation.T, np.float32)
-
-
 def _value(reader: IndexReader) -> Any:
     """Type of the elements of vectors, which centroids and codewords share."""
     return pa.float16() if reader.manifest.dense == "f16" else pa.float32()
@@ -97,6 +84,6 @@ def _batches(reader: IndexReader) -> Iterator[Any]:
     schema = _schema(reader)
     key, vector = schema.field("id").type, schema.field("vector").type
     for chunk in LiveRows(reader).chunks():
-        rows = _turned(reader.model, reader.dense_rows(chunk.positions)).astype(vector.value_type.to_pandas_dtype())
+        rows = turned(reader.model, reader.dense_rows(chunk.positions)).astype(vector.value_type.to_pandas_dtype())
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), vector.list_size)
         yield pa.record_batch([pa.array(reader.ids_of(chunk.positions).tolist(), key), vectors], schema=schema)

@@ -12,6 +12,7 @@ from vqdistill.index.merge import Kept
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.rows import OpenRows
 from vqdistill.index.update import kept_rows
+from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import F32Rows
 
 I64 = npt.NDArray[np.int64]
@@ -66,6 +67,19 @@ def keeps_distances(rotation: F32Rows) -> bool:
     """Whether turned vectors have the distances and products of those that are not: a start has, distillation bends."""
     turned = rotation.astype(np.float64)
     return bool(np.abs(turned.T @ turned - np.eye(turned.shape[1])).max() <= _SQUARE)
+
+
+def turned(model: IvfPqModel, x: F32Rows) -> F32Rows:
+    """Vectors (b, d) as product codes see them, (b, d_out)."""
+    return np.ascontiguousarray(x @ model.rotation.T, np.float32)
+
+
+def words_of_rows(model: IvfPqModel) -> F32Rows:
+    """Codewords (m, 16, dsub) of residuals as they are, and of others with the mean in them: of turned rows."""
+    if model.residual:
+        return model.codewords
+    shift = (model.mean @ model.rotation.T).reshape(model.m, 1, model.dsub)
+    return np.ascontiguousarray(model.codewords + shift, np.float32)
 
 
 def pair_codes(codes: U8) -> U8:
