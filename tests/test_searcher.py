@@ -146,7 +146,7 @@ def test_no_query_gives_no_result(searcher: Searcher) -> None:
         ({"nprobe": 0}, "nprobe must be a positive integer"),
         ({"nprobe": 10**6}, "nprobe must be in 1.."),
         ({"refine": 5}, "refine must be 0 or at least k = 10"),
-        ({"refine": -1}, "refine must be an integer in 0..2^40"),
+        ({"refine": -1}, r"refine must be an integer in 0\.\.2\^40"),
         ({"threads": 0}, "threads must be an integer in 1..1024"),
     ],
 )
