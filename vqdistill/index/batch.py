@@ -42,6 +42,11 @@ class MemoryRows:
         """As `RowSource`."""
         return self.strings[begin:end]
 
+    @property
+    def text_bytes(self) -> int:
+        """As `RowSource`."""
+        return sum(map(len, self.strings))
+
 
 class Batch:
     """Takes encoded rows in the order in which they come.

@@ -45,6 +45,10 @@ class RowSource(Protocol):
     def texts(self, begin: int, end: int) -> list[bytes]:
         """String ids of these rows."""
 
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of all string ids."""
+
 
 @dataclass(frozen=True)
 class StoredRows:
@@ -80,6 +84,11 @@ class StoredRows:
         data = self._bytes("ids_bytes", cuts[0], cuts[-1])
         return [data[a - cuts[0] : b - cuts[0]] for a, b in pairwise(cuts)]
 
+    @property
+    def text_bytes(self) -> int:
+        """As `RowSource`."""
+        return self.rows.segment("ids_bytes").bytes
+
     def _bytes(self, kind: str, begin: int, end: int) -> bytes:
         return read_bytes(self.rows.fds[kind], end - begin, PAGE + begin, self.rows.path(kind))
 
@@ -102,6 +111,19 @@ class Kept:
         """A column of those of the rows begin..end that are kept."""
         column = self.source.column(kind, begin, end)[self.pick(begin, end)]
         return column + self.shift if kind == "rows" else column
+
+    def texts(self, begin: int, end: int) -> list[bytes]:
+        """String ids of those of the rows begin..end that are kept."""
+        found, pick = self.source.texts(begin, end), self.pick(begin, end)
+        return found if isinstance(pick, slice) else [found[at] for at in pick.tolist()]
+
+    @property
+    def text_bytes(self) -> int:
+        """Bytes of the string ids of kept rows."""
+        if self.keeps is None:
+            return self.source.text_bytes
+        n, step = self.source.n, max(1, CHUNK_BYTES // _ID_BYTES)
+        return sum(sum(map(len, self.texts(begin, min(begin + step, n)))) for begin in range(0, n, step))
 
     def counts(self) -> I64:
         """Kept rows of each list, (nlist,)."""
@@ -132,7 +154,7 @@ class Merge:
 
     def layout(self, index: Layout) -> Layout:
         """Layout of the merged set, in an index of that layout."""
-        return replace(index, n=self.n, id_bytes=self._id_bytes if index.ids == "str" else 0)
+        return replace(index, n=self.n, id_bytes=self._text_bytes if index.ids == "str" else 0)
 
     def write(
         self,
@@ -189,8 +211,7 @@ class Merge:
         for places, order in self._pieces(max(1, CHUNK_BYTES // _ID_BYTES)):
             texts: list[bytes] = []
             for part, begin, end in places:
-                found, pick = part.source.texts(begin, end), part.pick(begin, end)
-                texts += found if isinstance(pick, slice) else [found[at] for at in pick.tolist()]
+                texts += part.texts(begin, end)
             yield [texts[at] for at in order.tolist()]
 
     def _text_offsets(self) -> Iterator[Column]:
@@ -203,8 +224,8 @@ class Merge:
                 yield ends
 
     @cached_property
-    def _id_bytes(self) -> int:
-        return sum(sum(map(len, texts)) for texts in self._texts())
+    def _text_bytes(self) -> int:
+        return sum(part.text_bytes for part in self._kept)
 
     def _pieces(self, most: int) -> Iterator[tuple[list[tuple[Kept, int, int]], I64]]:
         """Yield rows begin..end of each set for lists that have about `most` rows, and the order of those kept.

@@ -85,7 +85,7 @@ def _tried(queries: F32Rows, router: F32Rows) -> tuple[npt.NDArray[np.int64], np
     """Queries of each list, those that have it among their best: offsets (nlist + 1,) and members, rising."""
     nlist = len(router)
     visited = min(nlist, max(_FEWEST_LISTS, nlist // _LISTS_SHARE))
-    best = np.argpartition(-(queries @ router.T), visited - 1, axis=1)[:, :visited]
+    best = np.argpartition(queries @ router.T, nlist - visited, axis=1)[:, nlist - visited :]
     order = np.argsort(best.ravel(), kind="stable")
     offsets = np.zeros(nlist + 1, np.int64)
     np.cumsum(np.bincount(best.ravel(), minlength=nlist), out=offsets[1:])
