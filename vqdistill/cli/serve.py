@@ -33,7 +33,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--queue",
     type=click.IntRange(min=0),
-    default=64,
+    default=128,
     show_default=True,
     help="Requests of each worker that wait beyond those; more are refused with 429.",
 )

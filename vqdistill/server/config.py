@@ -28,7 +28,7 @@ class Limits:
     """Bytes of a body; 1,024 queries of 4,096 float32. A request with more is refused while it streams in."""
     concurrency: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     """Searches that run at the same time, a thread each. More than cores only make each slower."""
-    queue: int = 64
+    queue: int = 128
     """Requests that may wait beyond those. Longer queues ride out longer stalls, but answer later when there is too
     much, and may hold more bodies."""
     timeout_s: float = 10.0
