@@ -144,6 +144,7 @@ LATE = {
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),
     ("cli", "vqdistill.interchange.exporting"),
+    ("cli", "vqdistill.interchange.from_faiss"),
     ("interchange.exporting", "vqdistill.interchange.agreement"),
     ("interchange.exporting", "vqdistill.interchange.faiss_files"),
     ("interchange.exporting", "vqdistill.interchange.faiss_index"),

@@ -11,7 +11,7 @@ import vqdistill as vqd
 from vqdistill.cli.options import build_options
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
-from vqdistill.errors import InvalidInput
+from vqdistill.errors import InvalidInput, MissingDependency
 from vqdistill.progress import ConsoleProgress
 
 
@@ -20,11 +20,14 @@ from vqdistill.progress import ConsoleProgress
 @click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
+@click.option("--start", metavar="F", help="A faiss IVF-PQ index of 4 bits, whose lists and codebooks are distilled.")
 @build_options
 def compile_command(
-    source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, **options: Any
+    source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, start: str | None, **options: Any
 ) -> None:
     """Train codebooks for INPUT within the budget and write an index."""
+    if start is not None:
+        options["start"] = _start(start, source, options["metric"])
     report = vqd.compile(source, out, queries=queries, distill=not no_distill, progress=ConsoleProgress(), **options)
     if as_json:
         show({"index": out} | report, as_json)
@@ -38,6 +41,17 @@ def compile_command(
     show({"index": out} | report, as_json)
     with vqd.open_index(out) as reader:
         click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
+
+
+def _start(path: str, source: str, metric: str | None) -> Any:
+    """The model of a faiss index, for the metric of the embeddings."""
+    try:
+        from vqdistill.interchange.from_faiss import model_from_faiss
+    except ImportError as error:
+        if error.name != "faiss":
+            raise
+        raise MissingDependency("--start needs faiss: pip install 'vqdistill[faiss]'") from None
+    return model_from_faiss(path, vqd.open_source(source, metric=metric).metric)
 
 
 @click.command("plan")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vqdistill.compiler.decide import Wishes, decide
+from vqdistill.compiler.given import digest_of, require_match, shape_of
 from vqdistill.compiler.memory import (
     LARGEST,
     Sizes,
@@ -67,6 +68,7 @@ def compile(
     seed: int = 0,
     threads: int | None = None,
     warm_start: str | Path | None = None,
+    start: IvfPqModel | None = None,
     build_ram: str | int | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -106,6 +108,9 @@ def compile(
     threads : None = all cores that this process may use
     warm_start : an index of additive codes with the same metric, dimensions and m to go on from, such as one of fewer
         rows of the kind; its model saves most of the training. None = from nothing
+    start : an undistilled model of product codes that is distilled in place of one trained here, such as
+        `interchange.from_faiss.model_from_faiss` gives; lists, bytes and codes are those that it has, so that `ram` and
+        `recall` are None. None = train one
     build_ram : hard cap on the resident memory of this process, such as "1GiB": how many rows and queries are trained
         on, and at a time encoded, follows from it. None = what serves quality and speed, about 2 GiB.
     resume : go on with the `<out>.work` of a compile that was interrupted, to the same bytes; without one, start.
@@ -145,14 +150,19 @@ def compile(
         queries=queries,
         seed=seed,
         threads=threads,
+        shape=None if start is None else shape_of(start),
     )
     wanted, threads = wishes.target, wishes.cores
     progress = progress or Progress()
     begin = time.perf_counter()
     _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
+    if start is not None:
+        require_match(start, src)
     decision = decide(src, wishes, progress)
     plan, prediction = decision.plan, decision.prediction
+    if start is not None and warm_start is not None:
+        raise InvalidInput("start and warm_start must not be given both: one is distilled from the beginning")
     warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
     progress.note(decision.explain())
     del decision  # and with it the sample and what trials have trained
@@ -160,12 +170,19 @@ def compile(
     if build_ram is not None:
         sizes = _capped(build_ram, plan, src, threads, progress)
         config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
-    options = {"config": asdict(config), "plan": plan.to_json(), "mix": mix, "sizes": asdict(sizes), "warm": began}
+    options = {
+        "config": asdict(config),
+        "plan": plan.to_json(),
+        "mix": mix,
+        "sizes": asdict(sizes),
+        "warm": began,
+        "start": None if start is None else digest_of(start),
+    }
     made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
     dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
     with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
         if work.trained is None:
-            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted, warm))
+            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted, warm, start))
         done = work.trained
         assert done is not None
         if prediction is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vqdistill.compiler.candidates import Choices
@@ -11,7 +11,7 @@ from vqdistill.compiler.passes import DEFAULT_BUDGET, default_codes
 from vqdistill.compiler.passes import plan as make_plan
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import teacher_kind
-from vqdistill.config import Budget, DistillConfig, RecallTarget
+from vqdistill.config import Budget, DistillConfig, IvfPqConfig, RecallTarget
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.teacher import Judge
 from vqdistill.errors import InvalidInput
@@ -36,6 +36,8 @@ class Wishes:
     queries: Any = None
     seed: int = 0
     threads: int | None = None
+    shape: IvfPqConfig | None = None
+    """Of a model that is given; `ram`, `recall` and `codes` are None then, or those that it has."""
 
     @property
     def target(self) -> RecallTarget | None:
@@ -85,6 +87,8 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
     adapter_units = config.adapter_units(src.dim) if wishes.distill and kind != "exact" else 0
     codes = wishes.codes or default_codes(src.metric, wishes.distill)
     budget = None if wishes.ram is None else Budget.parse(wishes.ram)
+    if wishes.shape is not None:
+        codes, budget = wishes.shape.codes, Budget(bytes_per_vector=wishes.shape.m / 2)
     plan = make_plan(
         src.facts,
         budget or DEFAULT_BUDGET,
@@ -93,6 +97,7 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
         seed=wishes.seed,
         ids_kind="rows" if src.ids is None else src.ids.kind,
         adapter_units=adapter_units,
+        chosen=None if wishes.shape is None else _as_given(wishes, adapter_units),
     )
     if target is not None and target.k > src.n:
         raise InvalidInput(f"recall must count at most the {src.n} rows, got {target}")
@@ -109,3 +114,18 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
 
     found = choose_by_trials(src, wishes.queries, choices, plan, target, budget, wishes.cores, progress or Progress())
     return Decision(plan=found.plan, choice=found.choice, prediction=found.prediction)
+
+
+def _as_given(wishes: Wishes, adapter_units: int) -> tuple[IvfPqConfig, str]:
+    """The shape of the model that is given, with room for adapters."""
+    shape = wishes.shape
+    assert shape is not None
+    for name, value in (("ram", wishes.ram), ("recall", wishes.recall)):
+        if value is not None:
+            raise InvalidInput(
+                f"{name} must be None with a start, whose codes take {shape.m // 2} B/vec, got {value!r}"
+            )
+    if wishes.codes not in (None, shape.codes):
+        raise InvalidInput(f"codes must be {shape.codes}, as those of the start, got {wishes.codes!r}")
+    model = replace(shape, query_units=adapter_units, verify_units=adapter_units, seed=wishes.seed)
+    return model, f"nlist {shape.nlist}, m {shape.m}: {shape.m // 2} B a vector, as the start has them"

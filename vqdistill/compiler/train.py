@@ -51,6 +51,7 @@ def train(
     dense: DenseTeacher,
     wanted: RecallTarget | None = None,
     warm: IvfPqModel | None = None,
+    given: IvfPqModel | None = None,
 ) -> Trained:
     """Train what `plan` asks for.
 
@@ -60,6 +61,7 @@ def train(
     dense : searches the rows of the source
     wanted : recall that is to be proven
     warm : a model to go on from
+    given : an undistilled model to begin with
 
     Raises
     ------
@@ -68,7 +70,7 @@ def train(
     """
     lesson = supervise(dense.src, queries, teacher, dense, proven=wanted is not None)
     start = None if warm is None else WarmStart(warm)
-    distiller = Distiller(plan.model, config, dense.threads, dense.progress, start)
+    distiller = Distiller(plan.model, config, dense.threads, dense.progress, start, given)
     model, report, held_out = _teach(distiller, lesson, mix, dense)
     provable = len(lesson.reserved) > 0 and len(held_out) > 0
     if not provable:

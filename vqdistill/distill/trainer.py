@@ -40,6 +40,7 @@ from vqdistill.model.codebooks import (
     train_start,
 )
 from vqdistill.model.ivfpq import IvfPqModel
+from vqdistill.model.kmeans import nearest
 from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import Space
 from vqdistill.progress import Progress
@@ -101,6 +102,7 @@ class Distiller:
     threads : threads of the held-out searches; results do not depend on it
     progress : told of every stage
     warm : a model to go on from; None = from nothing
+    given : an undistilled model of product codes that takes the place of one trained here; None = train it
 
     Attributes
     ----------
@@ -122,6 +124,7 @@ class Distiller:
     threads: int = 1
     progress: Progress = field(default_factory=Progress)
     warm: WarmStart | None = None
+    given: IvfPqModel | None = None
     report: dict[str, Any] = field(default_factory=dict, init=False)
     calibrated: dict[str, Any] = field(default_factory=dict, init=False)
     held_out: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), init=False)
@@ -267,6 +270,8 @@ class Distiller:
     def _coarse(self, corpus: Corpus, terms: RowTerms | None, judge: HeldOut) -> Coarse:
         """Cluster the rows; with queries, also by the queries, and let the held-out ones choose."""
         nlist, seed = self.model.nlist, self.model.seed
+        if self.given is not None:
+            return Coarse(self.given.coarse, nearest(corpus.x, self.given.coarse))
         known = None if self.warm is None else self.warm.lists(nlist)
         start = None if known is None else known.coarse
         with self.progress.stage("coarse k-means", len(corpus.x)) as stage:
@@ -283,6 +288,11 @@ class Distiller:
     def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
         """Train the undistilled candidates and let the held-out queries choose; also return the codes of the rows."""
         corpus, judge = lesson.corpus, lesson.judge
+        if self.given is not None:
+            codes = lesson.encode(self.given)
+            recall = float(judge.code_recalls(self.given, codes).mean()) if judge.usable else None
+            self.report["start"] = {"given": True, "recall": recall, "residual": self.given.residual}
+            return self.given, codes
         train = train_additive_start if self.model.codes == "additive" else train_start
         tried: dict[str, float | None] = {}
         best: tuple[float, IvfPqModel, Codes] | None = None
