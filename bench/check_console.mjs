@@ -2,39 +2,19 @@
 //
 // Searches by an id, by the vector of one number too few and by a neighbour. Fails on a console error, a request to
 // another host, a finding of axe-core that is serious or worse, or a page wider than its window. Screenshots go to
-// FOLDER. Needs playwright-core and axe-core from npm, and Debian's chromium.
-import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
-import { resolve } from "node:path";
+// FOLDER. Needs what browser.mjs does.
+import { checkAccess, checkViews, checkWidth, problems, watch } from "./browser.mjs";
 
-const require = createRequire(resolve(process.env.NODE_MODULES ?? "node_modules", "x.js"));
-const { chromium } = require("playwright-core");
-const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const [url, index, id, folder] = process.argv.slice(2);
-const problems = [];
 
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
-const views = [
-  { name: "light", width: 1280, height: 900, colorScheme: "light" },
-  { name: "dark", width: 1280, height: 900, colorScheme: "dark" },
-  { name: "phone", width: 375, height: 800, colorScheme: "light" },
-];
-for (const { name, width, height, colorScheme } of views) {
-  const context = await browser.newContext({ viewport: { width, height }, colorScheme });
+await checkViews(url, async (browser, name, settings) => {
+  const context = await browser.newContext(settings);
   const page = await context.newPage();
   const expect = (holds, what) => holds || problems.push(`${name}: ${what}`);
   let refusals = 0;
-  page.on("console", (message) => {
-    if (message.type() !== "error") return;
-    // The browser itself reports the refusal that is asked for below.
-    if (/status of 422/.test(message.text())) refusals += 1;
-    else problems.push(`${name}: console: ${message.text()}`);
-  });
-  page.on("pageerror", (error) => problems.push(`${name}: ${error}`));
-  page.on("request", (request) => {
-    const asked = request.url();
-    if (!asked.startsWith("data:") && new URL(asked).host !== new URL(url).host) problems.push(`${name}: request ${asked}`);
-  });
+  // The browser itself reports the refusal that is asked for below.
+  const refused = (text) => /status of 422/.test(text) && (refusals += 1);
+  watch(page, name, (asked) => new URL(asked).host === new URL(url).host, refused);
   const search = async () => {
     const answered = page.waitForResponse((response) => response.url().endsWith("/search"));
     await page.getByRole("button", { name: "Search", exact: true }).click();
@@ -60,11 +40,10 @@ for (const { name, width, height, colorScheme } of views) {
   await search();
   await page.waitForFunction(() => document.getElementById("status").textContent.startsWith("queries must be"));
   expect(refusals === 1, `${refusals} refusals`);
-  const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-  expect(over <= 0, `${over} px wider than the window`);
+  await checkWidth(page, name);
   await context.close();
   // The policy keeps out foreign scripts, so that axe-core needs a page without it.
-  const open = await browser.newContext({ viewport: { width, height }, colorScheme, bypassCSP: true });
+  const open = await browser.newContext({ ...settings, bypassCSP: true });
   const checked = await open.newPage();
   await checked.goto(url);
   await checked.getByLabel("Vector or id").fill(id);
@@ -73,17 +52,7 @@ for (const { name, width, height, colorScheme } of views) {
   await checked.waitForFunction(() => document.querySelectorAll("#rungs tbody tr").length > 0);
   await checked.getByRole("button", { name: "Search", exact: true }).click();
   await checked.waitForFunction(() => document.querySelectorAll("#results tbody tr").length > 0);
-  await checked.evaluate(axe);
-  const found = await checked.evaluate(() => axe.run());
-  for (const one of found.violations) {
-    const line = `${name}: axe ${one.impact}: ${one.id}: ${one.nodes.length} x ${one.nodes[0].html.slice(0, 120)}`;
-    if (["serious", "critical"].includes(one.impact)) problems.push(line);
-    else console.log(line);
-  }
+  await checkAccess(checked, name);
   if (folder) await checked.screenshot({ path: `${folder}/${name}.png`, fullPage: true });
   await open.close();
-}
-await browser.close();
-problems.forEach((problem) => console.log(problem));
-console.log(`${url}: ${problems.length} problems`);
-process.exit(problems.length ? 1 : 0);
+});
