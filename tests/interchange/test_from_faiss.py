@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import vqdistill as vqd
+from tests.interchange.support import make_index
 from tests.searching import exact_scores
 from vqdistill.cli import main
 from vqdistill.errors import InvalidInput
@@ -126,6 +127,25 @@ def test_what_is_no_such_index_is_refused(make: Any, sentence: str, tmp_path: Pa
     path = written(make(), tmp_path / "old.faiss", add=False)
     with pytest.raises(InvalidInput, match=sentence):
         model_from_faiss(path, "ip")
+
+
+def test_parts_that_do_not_agree_are_refused(tmp_path: Path) -> None:
+    index = ivf_pq()
+    index.train(X)
+    index.quantizer.reset()
+    index.quantizer.add(X[:5])
+    faiss.write_index(index, str(tmp_path / "old.faiss"))
+    with pytest.raises(InvalidInput, match=r"must agree in dimensions and lists, \(32, 16, 32\), got \(32, 5, 32\)"):
+        model_from_faiss(tmp_path / "old.faiss", "ip")
+
+
+def test_what_was_exported_comes_back(tmp_path: Path) -> None:
+    searcher = make_index(tmp_path / "x.vqd", "ip")
+    vqd.export_index(tmp_path / "x.vqd", tmp_path / "x.faiss", to="faiss")
+    model, wanted = model_from_faiss(tmp_path / "x.faiss", "ip"), searcher.reader.model
+    shift = (wanted.mean @ wanted.rotation.T).reshape(wanted.m, 1, wanted.dsub)
+    np.testing.assert_allclose(model.codewords, wanted.codewords + shift, atol=1e-4)
+    np.testing.assert_allclose(model.coarse, wanted.router, atol=1e-4)
 
 
 def test_no_index_at_all(tmp_path: Path) -> None:

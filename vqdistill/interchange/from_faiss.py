@@ -92,6 +92,9 @@ def _ivf_pq(index: Any, path: Path) -> Any:
         raise InvalidInput(f"{path} must have codes of 4 bits, as this index has, got {index.pq.nbits}")
     if not index.is_trained:
         raise InvalidInput(f"{path} must be trained, got an index that is not")
+    got, wanted = (index.quantizer.d, index.quantizer.ntotal, index.pq.d), (index.d, index.nlist, index.d)
+    if got != wanted:
+        raise InvalidInput(f"{path} must agree in dimensions and lists, {wanted}, got {got}")
     return index
 
 
