@@ -26,6 +26,7 @@ from measuring import RESULTS, K, markdown, run, stored
 
 import vqdistill as vqd
 from vqdistill.index.trace import list_ranks
+from vqdistill.interchange.agreement import refining
 from vqdistill.interchange.faiss_files import names, read_faiss
 from vqdistill.searcher import Searcher
 
@@ -60,8 +61,7 @@ def compare(searcher: Searcher, index: faiss.Index, queries: Any) -> dict[str, A
     nprobe = max(1, searcher.reader.manifest.nlist // SHARE)
     ivf, ids = faiss.extract_index_ivf(index), np.array([*map(int, names(searcher.reader)), -1])
     ivf.nprobe = nprobe
-    refining = faiss.downcast_index(faiss.downcast_index(index).index)
-    refining.k_factor = REFINE / K
+    refining(index).k_factor = REFINE / K
     seconds: list[list[float]] = [[], []]
     for _ in range(PASSES):
         begin = time.perf_counter()
@@ -88,8 +88,7 @@ def in_the_same_lists(searcher: Searcher, index: faiss.Index, ivf: faiss.IndexIV
     base = np.take_along_axis(queries @ reader.model.coarse.T, lists, axis=1)
     turned = queries if reader.model.additive else np.ascontiguousarray(queries @ reader.model.rotation.T)
     _, candidates = ivf.search_preassigned(turned, REFINE, lists, np.ascontiguousarray(base))
-    refining = faiss.downcast_index(faiss.downcast_index(index).index)
-    vectors = faiss.downcast_index(refining.refine_index)
+    vectors = faiss.downcast_index(refining(index).refine_index)
     best = np.full((len(queries), K), -1)
     for at, query in enumerate(queries):
         mine = candidates[at][candidates[at] >= 0]

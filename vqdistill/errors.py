@@ -1,5 +1,10 @@
 """Every exception that vqdistill raises on purpose; each message is one sentence a user can act on."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class VqdistillError(Exception):
     """Root of all errors raised by vqdistill."""
@@ -35,3 +40,26 @@ class SearchTimeout(VqdistillError, TimeoutError):
 
 class ServerUnavailable(VqdistillError):
     """A server cannot be reached, or is too busy to take a request."""
+
+
+@contextmanager
+def needed_by(what: str, library: str, *, extra: str) -> Iterator[None]:
+    """Import optional libraries in a `with` block, and say how to install them if they are absent.
+
+    Parameters
+    ----------
+    what : as users call it, needs them
+    library : as package registries call it
+    extra : of this package, which installs it
+
+    Raises
+    ------
+    MissingDependency
+        If a module that is none of ours cannot be imported.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "vqdistill":
+            raise
+        raise MissingDependency(f"{what} needs {library}: pip install 'vqdistill[{extra}]'") from None

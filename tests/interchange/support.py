@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.searching import D, embeddings, prepared, trained
+from tests.searching import D, embeddings, exact_scores, prepared, trained
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.writer import IndexWriter
 from vqdistill.model.adapter import QueryAdapter
@@ -27,6 +27,12 @@ def adapter(units: int, rank: int, unit: bool) -> QueryAdapter:
     down, up = rng.standard_normal((units, D)) / np.sqrt(D), rng.standard_normal((D, units)) / np.sqrt(4 * units)
     arrays = (np.asarray(array, np.float32) for array in (down, rng.standard_normal(units) / 8, up))
     return QueryAdapter(**dict(zip(("down", "bias", "up"), arrays, strict=True)), rank=rank, unit=unit)
+
+
+def recall(found: Any, metric: str, ids: Any) -> float:
+    """Share of the ten best rows of each query among those found, by ids."""
+    best = np.asarray(ids)[np.argsort(-exact_scores(metric, QUERIES, ROWS), axis=1)[:, :10]].tolist()
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, best, strict=True)]))
 
 
 def make_index(

@@ -18,6 +18,7 @@ from tests.interchange.support import INTEGER_IDS, NPROBE, QUERIES, REFINE, ROWS
 from vqdistill.documents.document import Document
 from vqdistill.documents.store import DocumentStore
 from vqdistill.errors import InvalidInput
+from vqdistill.interchange.agreement import refining
 from vqdistill.searcher import Searcher
 
 K = 10
@@ -58,11 +59,8 @@ def search_alone(path: Path, refine: int = REFINE, flags: int = 0) -> tuple[Any,
 
 def search_here(index: faiss.Index, refine: int = REFINE) -> tuple[Any, Any]:
     faiss.extract_index_ivf(index).nprobe = NPROBE
-    part = faiss.downcast_index(index)
-    while refine and not isinstance(part, faiss.IndexRefine):
-        part = faiss.downcast_index(part.index)
     if refine:
-        part.k_factor = refine / K
+        refining(index).k_factor = refine / K
     return index.search(QUERIES, K)
 
 

@@ -10,18 +10,10 @@ import numpy as np
 import pytest
 
 import vqdistill as vqd
-from tests.interchange.support import INTEGER_IDS, QUERIES, ROWS, TEXT_IDS, make_index
-from tests.searching import exact_scores
+from tests.interchange.support import INTEGER_IDS, QUERIES, ROWS, TEXT_IDS, make_index, recall
 from vqdistill.errors import InvalidInput, MissingDependency
 
 K, NPROBE, REFINE = 10, 4, 50
-
-
-def recall(found: Any, metric: str, ids: Any) -> float:
-    best = np.argsort(-exact_scores(metric, QUERIES, ROWS), axis=1)[:, :K]
-    return float(
-        np.mean([len(set(a) & set(b)) / K for a, b in zip(found, np.asarray(ids)[best].tolist(), strict=True)])
-    )
 
 
 @pytest.mark.parametrize(("metric", "ids"), [("ip", INTEGER_IDS), ("cosine", TEXT_IDS), ("l2", INTEGER_IDS)])

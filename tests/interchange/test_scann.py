@@ -10,17 +10,12 @@ import numpy as np
 import pytest
 
 import vqdistill as vqd
-from tests.interchange.support import INTEGER_IDS, QUERIES, ROWS, TEXT_IDS, make_index
-from tests.searching import exact_scores, prepared
+from tests.interchange.support import INTEGER_IDS, QUERIES, ROWS, TEXT_IDS, make_index, recall
+from tests.searching import prepared
 from vqdistill.errors import InvalidInput, MissingDependency
 
 K, NPROBE, REFINE = 10, 12, 50
 """All lists, which ScaNN visits in another order."""
-
-
-def recall(found: Any, metric: str, ids: Any) -> float:
-    best = np.asarray(ids)[np.argsort(-exact_scores(metric, QUERIES, ROWS), axis=1)[:, :K]].tolist()
-    return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(found, best, strict=True)]))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # load_searcher leaves a file open

@@ -11,7 +11,7 @@ import vqdistill as vqd
 from vqdistill.cli.options import build_options
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
-from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.errors import InvalidInput, needed_by
 from vqdistill.progress import ConsoleProgress
 
 
@@ -45,12 +45,8 @@ def compile_command(
 
 def _start(path: str, source: str, metric: str | None) -> Any:
     """The model of a faiss index, for the metric of the embeddings."""
-    try:
+    with needed_by("--start", "faiss", extra="faiss"):
         from vqdistill.interchange.from_faiss import model_from_faiss
-    except ImportError as error:
-        if error.name != "faiss":
-            raise
-        raise MissingDependency("--start needs faiss: pip install 'vqdistill[faiss]'") from None
     return model_from_faiss(path, vqd.open_source(source, metric=metric).metric)
 
 

@@ -158,11 +158,11 @@ def compile(
     _require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
     if start is not None:
+        if warm_start is not None:
+            raise InvalidInput("start and warm_start must not be given both: one is distilled from the beginning")
         require_match(start, src)
     decision = decide(src, wishes, progress)
     plan, prediction = decision.plan, decision.prediction
-    if start is not None and warm_start is not None:
-        raise InvalidInput("start and warm_start must not be given both: one is distilled from the beginning")
     warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
     progress.note(decision.explain())
     del decision  # and with it the sample and what trials have trained

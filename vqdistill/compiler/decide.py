@@ -97,7 +97,7 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
         seed=wishes.seed,
         ids_kind="rows" if src.ids is None else src.ids.kind,
         adapter_units=adapter_units,
-        chosen=None if wishes.shape is None else _as_given(wishes, adapter_units),
+        chosen=None if wishes.shape is None else _as_given(wishes.shape, wishes, adapter_units),
     )
     if target is not None and target.k > src.n:
         raise InvalidInput(f"recall must count at most the {src.n} rows, got {target}")
@@ -116,10 +116,8 @@ def decide(src: EmbeddingSource, wishes: Wishes, progress: Progress | None = Non
     return Decision(plan=found.plan, choice=found.choice, prediction=found.prediction)
 
 
-def _as_given(wishes: Wishes, adapter_units: int) -> tuple[IvfPqConfig, str]:
+def _as_given(shape: IvfPqConfig, wishes: Wishes, adapter_units: int) -> tuple[IvfPqConfig, str]:
     """The shape of the model that is given, with room for adapters."""
-    shape = wishes.shape
-    assert shape is not None
     for name, value in (("ram", wishes.ram), ("recall", wishes.recall)):
         if value is not None:
             raise InvalidInput(

@@ -43,6 +43,11 @@ def checked_id(key: Any, kind: str) -> Id:
     raise InvalidInput(f"id of a document must be an integer of 64 bits other than -1, got {key!r}")
 
 
+def id_dtype(kind: str) -> Any:
+    """Return the dtype of arrays of ids of a kind."""
+    return np.str_ if kind == "str" else np.int64
+
+
 def checked_text(document: Document) -> str:
     """Return the text of a document.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.documents.document import KINDS, Document, Id, checked_id, checked_text, encode_metadata
+from vqdistill.documents.document import KINDS, Document, Id, checked_id, checked_text, encode_metadata, id_dtype
 from vqdistill.documents.filters import as_filter
 from vqdistill.documents.sql import to_sql
 from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
@@ -210,7 +210,7 @@ class DocumentStore:
         """Return the ids of documents that pass a filter, int64 or str: what `allow` of a search takes."""
         condition, parameters = _condition(where)
         rows = self._all(f"SELECT id FROM documents WHERE {condition} ORDER BY seq", parameters)
-        return np.array([row[0] for row in rows], np.int64 if self.kind == "int64" else np.str_)
+        return np.array([row[0] for row in rows], id_dtype(self.kind))
 
     def count(self, where: Any = None) -> int:
         """Return how many documents pass a filter."""

@@ -180,6 +180,19 @@ def replace_file(ops: FileOps, directory: Path, name: str, data: bytes) -> None:
     ops.sync_dir(directory)
 
 
+def temporary_beside(out: Path) -> Path:
+    """Return a name beside `out`, which is to be made, to make it under first.
+
+    Raises
+    ------
+    InvalidInput
+        If `out` exists, or is in no directory.
+    """
+    if os.path.lexists(out) or not out.absolute().parent.is_dir():
+        raise InvalidInput(f"output {out} must not exist, in a directory that does")
+    return out.with_name(f"{out.name}.{temporary_suffix()}")
+
+
 def temporary_suffix() -> str:
     """Return "tmp-" and 12 random hex digits, by which leftovers of a killed writer are recognised."""
     return f"tmp-{secrets.token_hex(6)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_segment
+from vqdistill.index.files import FileOps, publish_manifest, temporary_beside, write_segment
 from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Merge
 from vqdistill.index.reader import IndexReader
@@ -46,9 +45,7 @@ def merge_indexes(paths: Sequence[str | Path], out: str | Path, *, ops: FileOps 
     out, ops = Path(out), FileOps() if ops is None else ops
     if len(paths) < 2:
         raise InvalidInput(f"indexes to merge must be two or more, got {len(paths)}")
-    if os.path.lexists(out) or not out.absolute().parent.is_dir():
-        raise InvalidInput(f"output {out} must not exist, in a directory that does")
-    temporary = out.with_name(f"{out.name}.{temporary_suffix()}")
+    temporary = temporary_beside(out)
     with ExitStack() as stack:
         readers = [stack.enter_context(IndexReader.open(path)) for path in paths]
         for reader in readers[1:]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.documents.document import Id
+from vqdistill.documents.document import Id, id_dtype
 from vqdistill.documents.store import DocumentStore
 from vqdistill.errors import VqdistillError
 from vqdistill.index.gc import gc
@@ -108,11 +108,6 @@ def remove_index(path: Path) -> None:
     """Remove an index that nothing names, and what its compile left; who has it open keeps what was opened."""
     for name in (path.name, f"{path.name}.npy", f"{path.name}.cache", f"{path.name}.work"):
         _remove(path.with_name(name))
-
-
-def id_dtype(kind: str) -> Any:
-    """Return the dtype of ids of a kind."""
-    return np.str_ if kind == "str" else np.int64
 
 
 def _remove(path: Path) -> None:

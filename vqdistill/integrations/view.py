@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.config import SearchParams
-from vqdistill.documents.document import Id, checked_id
+from vqdistill.documents.document import Id, checked_id, id_dtype
 from vqdistill.documents.filters import Filter
 from vqdistill.documents.sql import to_sql
 from vqdistill.documents.store import DocumentStore
@@ -67,7 +67,7 @@ class Choice:
             if self._ids is None:
                 return passing
             found = (key for key in passing.tolist() if key in self._ids)
-        return np.array(list(found), np.int64 if self._documents.kind == "int64" else np.str_)
+        return np.array(list(found), id_dtype(self._documents.kind))
 
 
 class Exact:
@@ -189,7 +189,7 @@ class Indexed:
         reader = self.reader
         kind = "str" if reader.manifest.ids == "str" else "int64"
         keys = [checked_id(key, kind) for key in ids]
-        positions = reader.positions_of(np.array(keys, np.str_ if kind == "str" else np.int64))
+        positions = reader.positions_of(np.array(keys, id_dtype(kind)))
         there = np.array([at >= 0 and key not in self._gone for at, key in zip(positions, keys, strict=True)], bool)
         rows = iter(reader.dense_rows(positions[there]))
         return [next(rows) if found else None for found in there.tolist()]

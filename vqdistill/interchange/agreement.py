@@ -40,7 +40,7 @@ def agreement(
     policy, k = reader.manifest.search, min(K, reader.manifest.n)
     candidates = max(k, policy.refine) if refine else 0
     if refine:
-        _refining(index).k_factor = candidates / k
+        refining(index).k_factor = candidates / k
     _, found = index.search(np.ascontiguousarray(queries), k)
     ids = Searcher(reader).search(queries, k, nprobe=policy.nprobe, refine=candidates).ids.astype(str)
     if numbered:
@@ -62,7 +62,7 @@ def some_queries(reader: IndexReader) -> F32Rows:
     return reader.dense_rows(np.linspace(0, reader.manifest.n - 1, min(QUERIES, reader.manifest.n)).astype(np.int64))
 
 
-def _refining(index: faiss.Index) -> faiss.IndexRefine:
+def refining(index: faiss.Index) -> faiss.IndexRefine:
     """The part of a faiss index that verifies candidates."""
     index = faiss.downcast_index(index)
     while not isinstance(index, faiss.IndexRefine):

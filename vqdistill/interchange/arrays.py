@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.errors import MissingDependency
+from vqdistill.errors import needed_by
 from vqdistill.index.reader import IndexReader
 from vqdistill.interchange.rows import LiveRows
 from vqdistill.interchange.whole import whole_file
@@ -72,12 +72,8 @@ def write_safetensors(reader: IndexReader, out: Path, rows: bool = True) -> None
     InvalidInput, VqdistillError
         As `whole_file`.
     """
-    try:
+    with needed_by("the target safetensors", "safetensors", extra="safetensors"):
         from safetensors.numpy import save_file
-    except ImportError:
-        raise MissingDependency(
-            "the target safetensors needs safetensors: pip install 'vqdistill[safetensors]'"
-        ) from None
     arrays = {name: np.ascontiguousarray(array) for name, array in to_arrays(reader, rows).items()}
     with whole_file(out) as part:
         save_file(arrays, str(part), metadata=about(reader))
@@ -93,7 +89,7 @@ def _rows(reader: IndexReader) -> dict[str, npt.NDArray[Any]]:
     begin = 0
     for chunk in live.chunks():
         part = slice(begin, begin + len(chunk.positions))
-        codes[part], rows[part] = chunk.codes, reader.rows_of(chunk.positions)
+        codes[part], rows[part] = chunk.pairs, reader.rows_of(chunk.positions)
         found = reader.ids_of(chunk.positions)
         if reader.manifest.ids == "str":
             texts += [text.encode() for text in found.tolist()]

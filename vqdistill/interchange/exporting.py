@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.errors import InvalidInput, needed_by
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.interchange.arrays import write_npz, write_safetensors
 
@@ -88,13 +88,9 @@ def export_index(index: str | Path, out: str | Path, *, to: str, **options: Any)
 
 def _to_faiss(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
     # Here, because faiss is optional.
-    try:
+    with needed_by("the target faiss", "faiss", extra="faiss"):
         from vqdistill.interchange import agreement, faiss_files
         from vqdistill.interchange.faiss_index import FaissOptions
-    except ImportError as error:
-        if error.name != "faiss":
-            raise
-        raise MissingDependency("the target faiss needs faiss: pip install 'vqdistill[faiss]'") from None
     layout, documents = given.pop("layout", "file"), given.pop("documents", None)
     given.setdefault("refine", reader.manifest.dense != "none")
     given.setdefault("fast_scan", given.get("nbits", 4) == 4)
@@ -106,23 +102,15 @@ def _to_faiss(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
 
 
 def _to_lance(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
-    try:
+    with needed_by("the target lance", "pylance", extra="lance"):
         from vqdistill.interchange.lance_dataset import write_lance
-    except ImportError as error:
-        if error.name not in ("lance", "pyarrow"):
-            raise
-        raise MissingDependency("the target lance needs pylance: pip install 'vqdistill[lance]'") from None
     write_lance(reader, out)
     return {}
 
 
 def _to_scann(reader: IndexReader, out: Path, given: dict[str, Any]) -> Report:
-    try:
+    with needed_by("the target scann", "scann-core", extra="scann"):
         from vqdistill.interchange.scann_assets import write_scann
-    except ImportError as error:
-        if error.name is None or error.name.split(".")[0] not in ("scann", "google"):
-            raise
-        raise MissingDependency("the target scann needs scann-core: pip install 'vqdistill[scann]'") from None
     write_scann(reader, out)
     return {}
 

@@ -13,7 +13,7 @@ import faiss
 
 from vqdistill.documents.document import Document
 from vqdistill.documents.lines import read_documents
-from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.errors import InvalidInput, needed_by
 from vqdistill.index.reader import IndexReader
 from vqdistill.interchange.faiss_index import FaissOptions, to_faiss
 from vqdistill.interchange.rows import LiveRows
@@ -65,8 +65,8 @@ def write_faiss(
         return out
     write = {"pyserini": _pyserini, "langchain": _langchain, "haystack": _haystack}[layout]
     with whole_directory(out) as part:
+        write(reader, part, _texts(documents))  # what can be refused, before what takes long
         faiss.write_index(to_faiss(reader, replace(options, numbered=True)), str(part / FILE_NAMES[layout]))
-        write(reader, part, documents)
     return out / FILE_NAMES[layout]
 
 
@@ -76,7 +76,7 @@ def names(reader: IndexReader) -> Iterator[str]:
         yield from map(str, reader.ids_of(chunk.positions).tolist())
 
 
-def _pyserini(reader: IndexReader, out: Path, documents: Path | None) -> None:
+def _pyserini(reader: IndexReader, out: Path, texts: _Texts) -> None:
     with (out / "docid").open("w", encoding="utf-8") as file:
         for name in names(reader):
             if name != name.strip() or len(name.splitlines()) != 1:
@@ -84,15 +84,10 @@ def _pyserini(reader: IndexReader, out: Path, documents: Path | None) -> None:
             file.write(f"{name}\n")
 
 
-def _langchain(reader: IndexReader, out: Path, documents: Path | None) -> None:
-    try:
+def _langchain(reader: IndexReader, out: Path, texts: _Texts) -> None:
+    with needed_by("the layout langchain", "langchain-community", extra="langchain-faiss"):
         from langchain_community.docstore.in_memory import InMemoryDocstore
         from langchain_core.documents import Document as LangchainDocument
-    except ImportError:
-        raise MissingDependency(
-            "the layout langchain needs langchain-community: pip install 'vqdistill[langchain-faiss]'"
-        ) from None
-    texts = _texts(documents)
     order = dict(enumerate(names(reader)))
     store = {
         name: LangchainDocument(id=name, page_content=texts[name].text, metadata=texts[name].metadata)
@@ -102,8 +97,7 @@ def _langchain(reader: IndexReader, out: Path, documents: Path | None) -> None:
         pickle.dump((InMemoryDocstore(store), order), file)
 
 
-def _haystack(reader: IndexReader, out: Path, documents: Path | None) -> None:
-    texts = _texts(documents)
+def _haystack(reader: IndexReader, out: Path, texts: _Texts) -> None:
     order = dict(enumerate(names(reader)))
     content = {
         "documents": [

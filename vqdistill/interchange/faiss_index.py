@@ -67,14 +67,13 @@ def to_faiss(reader: IndexReader, options: FaissOptions = FaissOptions()) -> fai
     ivf, before = _empty_ivf(model, options.nbits)
     rows = LiveRows(reader)
     vectors = _dense_index(reader) if options.refine else None
-    outside = vectors is not None or options.numbered
     ids = np.empty(rows.n, np.int64)
     begin = 0
     for chunk in rows.chunks():
         end = begin + len(chunk.positions)
         ids[begin:end] = np.arange(begin, end) if options.numbered else reader.ids_of(chunk.positions)
-        inside = np.arange(begin, end) if outside else ids[begin:end]
-        codes, inside = np.ascontiguousarray(chunk.codes), np.ascontiguousarray(inside, np.int64)
+        inside = ids[begin:end] if vectors is None else np.arange(begin, end)  # verified rows are named outside
+        codes = chunk.pairs
         ivf.invlists.add_entries(chunk.list, end - begin, faiss.swig_ptr(inside), faiss.swig_ptr(codes))
         if vectors is not None:
             vectors.add(reader.dense_rows(chunk.positions))

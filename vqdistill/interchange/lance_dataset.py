@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import IndexReader
-from vqdistill.interchange.rows import LiveRows, keeps_distances, turned, words_of_rows
+from vqdistill.interchange.rows import LiveRows, require_product, turned, words_of_rows
 from vqdistill.interchange.whole import whole_directory
 from vqdistill.types import Metric
 
@@ -36,8 +36,10 @@ def write_lance(reader: IndexReader, out: Path) -> None:
     VqdistillError
         If the disk refuses.
     """
-    _require_expressible(reader)
+    require_product(reader, "Lance", "codes rows from their vectors")
     model, manifest = reader.model, reader.manifest
+    if model.residual and manifest.metric is Metric.IP:
+        raise InvalidInput("Lance codes rows themselves under its metric dot, got an index of residual codes")
     with whole_directory(out) as part:
         table = str(part / f"{TABLE}.lance")
         batches = pa.RecordBatchReader.from_batches(_schema(reader), _batches(reader))
@@ -54,20 +56,6 @@ def write_lance(reader: IndexReader, out: Path) -> None:
             pq_codebook=words_of_rows(model).astype(value),
         )
         np.save(part / ROTATION, model.rotation)
-
-
-def _require_expressible(reader: IndexReader) -> None:
-    manifest, model = reader.manifest, reader.model
-    if model.additive:
-        raise InvalidInput("Lance has product codes only, got an index of additive ones: compile it with codes pq")
-    if manifest.dense == "none":
-        raise InvalidInput("Lance codes rows from their vectors, got an index with dense=none")
-    if model.query_adapter is not None or model.verify_adapter is not None:
-        raise InvalidInput("Lance has no transforms of queries, got an index with adapters")
-    if model.residual and manifest.metric is Metric.IP:
-        raise InvalidInput("Lance codes rows themselves under its metric dot, got an index of residual codes")
-    if not keeps_distances(model.rotation):
-        raise InvalidInput("vectors of Lance are turned as codes are, got a rotation that changes distances")
 
 
 def _value(reader: IndexReader) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.errors import InvalidInput
 from vqdistill.index.merge import Kept
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.rows import OpenRows
@@ -30,8 +32,18 @@ class Chunk:
     list: int
     positions: I64
     """(b,)"""
-    codes: U8
-    """(b, m / 2), code 2p in the low bits of byte p and code 2p + 1 in the high ones, as faiss has them"""
+    read_codes: Callable[[], U8]
+
+    @property
+    def codes(self) -> U8:
+        """(b, m)"""
+        return self.read_codes()
+
+    @property
+    def pairs(self) -> U8:
+        """(b, m / 2), code 2p in the low bits of byte p and code 2p + 1 in the high ones, as faiss has them."""
+        codes = self.codes
+        return np.ascontiguousarray(codes[:, ::2] | codes[:, 1::2] << 4)
 
 
 class LiveRows:
@@ -60,13 +72,37 @@ class LiveRows:
                     last = min(first + _ROWS_AT_ONCE, end)
                     positions = _positions(rows, kept, first, last)
                     if len(positions):
-                        yield Chunk(at, positions, pair_codes(kept.column("codes", first, last)))
+                        yield Chunk(at, positions, partial(kept.column, "codes", first, last))
 
 
 def keeps_distances(rotation: F32Rows) -> bool:
     """Whether turned vectors have the distances and products of those that are not: a start has, distillation bends."""
     turned = rotation.astype(np.float64)
     return bool(np.abs(turned.T @ turned - np.eye(turned.shape[1])).max() <= _SQUARE)
+
+
+def require_product(reader: IndexReader, engine: str, vectors: str) -> None:
+    """Require an index that an engine can have whose vectors are turned as product codes are.
+
+    Parameters
+    ----------
+    engine : as people call it
+    vectors : what it does with them
+
+    Raises
+    ------
+    InvalidInput
+        If the index has additive codes, adapters, a rotation that distillation has bent, or no dense rows.
+    """
+    model = reader.model
+    if model.additive:
+        raise InvalidInput(f"{engine} has product codes only, got an index of additive ones: compile it with codes pq")
+    if reader.manifest.dense == "none":
+        raise InvalidInput(f"{engine} {vectors}, got an index with dense=none")
+    if model.query_adapter is not None or model.verify_adapter is not None:
+        raise InvalidInput(f"{engine} has no transforms of queries, got an index with adapters")
+    if not keeps_distances(model.rotation):
+        raise InvalidInput(f"vectors of {engine} are turned as codes are, got a rotation that changes distances")
 
 
 def turned(model: IvfPqModel, x: F32Rows) -> F32Rows:
@@ -80,11 +116,6 @@ def words_of_rows(model: IvfPqModel) -> F32Rows:
         return model.codewords
     shift = (model.mean @ model.rotation.T).reshape(model.m, 1, model.dsub)
     return np.ascontiguousarray(model.codewords + shift, np.float32)
-
-
-def pair_codes(codes: U8) -> U8:
-    """Put two 4-bit codes (b, m) into each byte (b, m / 2), the first one into the low bits."""
-    return np.ascontiguousarray(codes[:, ::2] | codes[:, 1::2] << 4)
 
 
 def _positions(rows: OpenRows, kept: Kept, begin: int, end: int) -> I64:

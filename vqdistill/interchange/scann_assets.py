@@ -14,9 +14,8 @@ from scann.scann_ops import scann_assets_pb2
 from scann.scann_ops.py import scann_ops_pybind
 
 from vqdistill.config import KSUB
-from vqdistill.errors import InvalidInput
 from vqdistill.index.reader import IndexReader
-from vqdistill.interchange.rows import LiveRows, keeps_distances, turned, words_of_rows
+from vqdistill.interchange.rows import LiveRows, require_product, turned, words_of_rows
 from vqdistill.interchange.whole import whole_directory
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Metric
@@ -47,7 +46,7 @@ def write_scann(reader: IndexReader, out: Path) -> None:
     VqdistillError
         If the disk refuses.
     """
-    _require_expressible(reader)
+    require_product(reader, "ScaNN", "verifies with vectors")
     model, rows = reader.model, LiveRows(reader)
     with whole_directory(out) as part:
         ids = _write_rows(reader, rows, part)
@@ -60,18 +59,6 @@ def write_scann(reader: IndexReader, out: Path) -> None:
             assets.assets.add(asset_type=scann_assets_pb2.ScannAsset.AssetType.Value(kind), asset_path=name)
         (part / "scann_assets.pbtxt").write_text(text_format.MessageToString(assets), encoding="utf-8")
         np.save(part / ROTATION, model.rotation)
-
-
-def _require_expressible(reader: IndexReader) -> None:
-    manifest, model = reader.manifest, reader.model
-    if model.additive:
-        raise InvalidInput("ScaNN has product codes only, got an index of additive ones: compile it with codes pq")
-    if manifest.dense == "none":
-        raise InvalidInput("ScaNN verifies with vectors, got an index with dense=none")
-    if model.query_adapter is not None or model.verify_adapter is not None:
-        raise InvalidInput("ScaNN has no transforms of queries, got an index with adapters")
-    if not keeps_distances(model.rotation):
-        raise InvalidInput("vectors of ScaNN are turned as codes are, got a rotation that changes distances")
 
 
 def _write_rows(reader: IndexReader, rows: LiveRows, part: Path) -> list[Any]:
@@ -90,8 +77,7 @@ def _write_rows(reader: IndexReader, rows: LiveRows, part: Path) -> list[Any]:
     for chunk in rows.chunks():
         place = slice(len(ids), len(ids) + len(chunk.positions))
         files["TOKENIZATION_NPY"][place] = chunk.list
-        files["AH_DATASET_NPY"][place, ::2] = chunk.codes & 15
-        files["AH_DATASET_NPY"][place, 1::2] = chunk.codes >> 4
+        files["AH_DATASET_NPY"][place] = chunk.codes
         files["DATASET_NPY"][place] = turned(model, reader.dense_rows(chunk.positions))
         ids += reader.ids_of(chunk.positions).tolist()
     for file in files.values():

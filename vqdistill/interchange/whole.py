@@ -8,8 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vqdistill.errors import InvalidInput
-from vqdistill.index.files import temporary_suffix, write_error
+from vqdistill.index.files import temporary_beside, write_error
 
 
 @contextlib.contextmanager
@@ -23,7 +22,7 @@ def whole_file(out: Path) -> Iterator[Path]:
     VqdistillError
         If the disk refuses.
     """
-    part = _beside(out)
+    part = temporary_beside(out)
     try:
         with _writing(out):
             yield part
@@ -36,7 +35,7 @@ def whole_file(out: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def whole_directory(out: Path) -> Iterator[Path]:
     """A new directory to write files in, which becomes `out` at the end; otherwise as `whole_file`."""
-    part = _beside(out)
+    part = temporary_beside(out)
     try:
         with _writing(out):
             part.mkdir()
@@ -47,12 +46,6 @@ def whole_directory(out: Path) -> Iterator[Path]:
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _beside(out: Path) -> Path:
-    if os.path.lexists(out) or not out.absolute().parent.is_dir():
-        raise InvalidInput(f"output {out} must not exist, in a directory that does")
-    return out.with_name(f"{out.name}.{temporary_suffix()}")
 
 
 def _sync(path: Path) -> None:

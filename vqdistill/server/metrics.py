@@ -35,7 +35,7 @@ class Metrics:
         )
         self.refused = Counter(
             "vqdistill_refused", "Requests refused, by reason.", ("reason",), registry=registry
-        )  # reasons: full, stopping, key, body
+        )  # reasons: full, stopping, key
         self._queries = Counter("vqdistill_queries", "Queries answered.", ("index",), registry=registry)
         names = {"lists_probed": "lists", "codes_scanned": "codes", "dense_rows": "rows", "dense_pages": "pages"}
         self._work = {
