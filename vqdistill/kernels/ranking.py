@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numba as nb
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +13,7 @@ from vqdistill.kernels.additive import LOOSE
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+_Four: TypeAlias = "tuple[np.float32, np.float32, np.float32, np.float32]"
 
 NOT_RANKED = np.int32(2**31 - 1)
 
@@ -23,29 +26,36 @@ def _best_ranks(
         mine = rows[row_offsets[cell] : row_offsets[cell + 1]]
         if len(mine) == 0:
             continue
-        # Each query once for all rows of the cell: they are what does not fit into the cache. Four rows, of which the
-        # last may be the same, share what is loaded of it.
+        # Each query once for all rows of the cell: they are what does not fit into the cache. Four rows and two
+        # queries, of which the last may be the same, share what is loaded of them.
+        tried = members[offsets[cell] : offsets[cell + 1]]
         last = len(mine) - 1
-        for query in members[offsets[cell] : offsets[cell + 1]]:
+        for j in range(0, len(tried), 2):
+            two = tried[j], tried[min(j + 1, len(tried) - 1)]
             for at in range(0, len(mine), 4):
                 four = mine[at], mine[min(at + 1, last)], mine[min(at + 2, last)], mine[min(at + 3, last)]
-                found = _dots(x[four[0]], x[four[1]], x[four[2]], x[four[3]], queries[query])
-                for i in range(min(4, len(mine) - at)):
-                    if found[i] > scores[query, -1]:
-                        _place(query, _rank(found[i], scores[query]), lists[four[i]], ranks[four[i]])
+                found = _dots(x[four[0]], x[four[1]], x[four[2]], x[four[3]], queries[two[0]], queries[two[1]])
+                for k in range(min(2, len(tried) - j)):
+                    falling = scores[two[k]]
+                    for i in range(min(4, len(mine) - at)):
+                        if found[k][i] > falling[-1]:
+                            _place(two[k], _rank(found[k][i], falling), lists[four[i]], ranks[four[i]])
 
 
 @nb.njit(inline="always")
-def _dots(a: F32, b: F32, c: F32, d: F32, q: F32) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    """Inner products of four rows with a query."""
-    one = two = three = four = np.float32(0)
+def _dots(a: F32, b: F32, c: F32, d: F32, p: F32, q: F32) -> tuple[_Four, _Four]:
+    """Inner products of four rows with each of two queries: as many sums at a time as keep a core's adders busy."""
+    ap = bp = cp = dp = aq = bq = cq = dq = np.float32(0)
     for t in range(q.shape[0]):
-        value = q[t]
-        one += a[t] * value
-        two += b[t] * value
-        three += c[t] * value
-        four += d[t] * value
-    return one, two, three, four
+        ap += a[t] * p[t]
+        bp += b[t] * p[t]
+        cp += c[t] * p[t]
+        dp += d[t] * p[t]
+        aq += a[t] * q[t]
+        bq += b[t] * q[t]
+        cq += c[t] * q[t]
+        dq += d[t] * q[t]
+    return (ap, bp, cp, dp), (aq, bq, cq, dq)
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
