@@ -286,7 +286,7 @@ def test_bad_ids_are_refused(tmp_path: Path, ids: object, kind: str, message: st
 
 
 def test_equal_digests_of_different_ids_are_no_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("writer", "idtable"):
+    for module in ("intake", "idtable"):
         monkeypatch.setattr(f"vqdistill.index.{module}.text_key", lambda text: bytes(8))
     sample = make_sample(n=20, ids="str")
     write_sample(tmp_path / "x.vqd", sample)

@@ -15,8 +15,8 @@ from vqdistill.data.teacher import Judge
 from vqdistill.distill.trainer import Distiller
 from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
+from vqdistill.index.contents import learned_shape
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
-from vqdistill.index.writer import learned_shape
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, F32Rows
 

@@ -87,7 +87,7 @@ class WorkDir:
     @property
     def log(self) -> RunLog:
         """Where runs are kept, for `IndexWriter`."""
-        return RunLog(self.path, tuple(self.runs), self._keep_run)
+        return RunLog(self.path, tuple(self.runs), self._keep_run, self.path / _INDEX)
 
     def __enter__(self) -> WorkDir:
         return self

@@ -51,12 +51,19 @@ class Run:
 
 @dataclass(frozen=True)
 class RunLog:
-    """Where runs stay if the process ends before the index is there, and who is told of each that is on disk."""
+    """Where runs stay if the process ends before the index is there, and who is told of each that is on disk.
+
+    Attributes
+    ----------
+    index : Path or None
+        Where the index is made; None = beside the path that it gets.
+    """
 
     directory: Path
     finished: Sequence[Run]
     """Runs of an earlier process, checked, from row 0 on without gaps."""
     note: Callable[[Run], None]
+    index: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Runs:
     nlist : lists
     memory_bytes : rows gathered for a run, and of a bucket of lists
     log : keeps finished runs; None = they are gone with the directory
+    first : row number of the first row in the input
     """
 
     def __init__(
@@ -102,8 +110,9 @@ class Runs:
         nlist: int,
         memory_bytes: int,
         log: RunLog | None = None,
+        first: int = 0,
     ) -> None:
-        self._ops, self._directory, self._log = ops, directory, log
+        self._ops, self._directory, self._log, self._first = ops, directory, log, first
         self._widths = {"lists": 4, "rows": 8} | widths | ({"starts": 8} if texts else {})
         self._texts = texts
         self._memory_bytes = memory_bytes
@@ -138,7 +147,7 @@ class Runs:
             return
         lists = np.concatenate([part.lists for part in rows])
         order = np.argsort(lists, kind="stable")
-        start, file = self.n - count, f"run-{len(self.runs):08d}"
+        start, file = self._first + self.n - count, f"run-{len(self.runs):08d}"
         texts = [text for part in rows for text in part.texts or ()]
         lengths = np.array([len(texts[row]) for row in order.tolist()], np.int64) if self._texts else np.empty(0)
         pieces = {"lists": [lists], "rows": [np.arange(start, start + count)]} | {

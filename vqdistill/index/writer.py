@@ -15,34 +15,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.config import KSUB
 from vqdistill.errors import CorruptIndex, InvalidInput
-from vqdistill.index.byte_rows import to_bytes
 from vqdistill.index.certificate import Certificate
+from vqdistill.index.contents import adapters_of, arrays_of, layout_of, learned_shape, require_model, stored
 from vqdistill.index.drift import Drift
-from vqdistill.index.encodings import encode_dense, encode_int_ids, encode_text_id
 from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_error, write_segment
 from vqdistill.index.fit import measure_fit
 from vqdistill.index.idtable import write_id_table
-from vqdistill.index.lookup import text_key
-from vqdistill.index.manifest import AdapterShape, LearnedShape, Manifest, read_back
+from vqdistill.index.intake import RowIntake
+from vqdistill.index.manifest import AdapterShape, Manifest, read_back
 from vqdistill.index.merge import packed
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
-from vqdistill.index.runs import Chunks, EncodedRows, RunLog, Runs
-from vqdistill.index.spec import ADAPTERS, DENSE, ID_BYTES, IDS, TABLES, Layout, Segment
-from vqdistill.model.adapter import QueryAdapter
+from vqdistill.index.runs import Chunks, RunLog, Runs
+from vqdistill.index.spec import DENSE, ID_BYTES, IDS, TABLES, Layout, Segment
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.types import Codes, F32Rows, require_finite
+from vqdistill.types import Codes, F32Rows
 
 MEMORY_BYTES = 64 << 20
 """Encoded rows gathered before they are written, and put into list order, at a time."""
-_ADAPTER_TABLES = ("_down", "_up")
-_TABLE_ARRAYS = ("router", "codewords", "coarse", *_ADAPTER_TABLES)
-"""Ends of the names of what is stored as the writer's `tables` says."""
-_MODEL_ARRAYS = ("router", "rotation", "codewords", "mean", "coarse", "doc_codewords", "doc_space")
-_ADAPTER_PARTS = ("down", "bias", "up")
-
 Certify = Callable[[IndexReader], tuple[SearchPolicy, Certificate]]
 """Measures the finished files of an index before they are published: its defaults, and what searches find."""
 
@@ -52,8 +43,8 @@ class IndexWriter:
 
     Everything is made in a directory `<path>.tmp-<12 hex digits>` beside `path`, which `publish` renames to `path` when
     all is on stable storage. Any failure removes it, KeyboardInterrupt included; only a killed process leaves it, and
-    then it may be deleted and is in nobody's way. With a `log` the directory is `index` in that of the log, and runs
-    stay there whatever happens. Memory does not grow with the rows, see `Runs`; the disk for a moment holds them twice.
+    then it may be deleted and is in nobody's way. With a `log` the directory is where that says, and runs stay in
+    its own whatever happens. Memory does not grow with the rows, see `Runs`; the disk for a moment holds them twice.
     The same input gives the same bytes.
 
     Parameters
@@ -98,23 +89,24 @@ class IndexWriter:
         if len(index_id) != ID_BYTES:
             raise InvalidInput(f"index_id must be {ID_BYTES} bytes, got {len(index_id)}")
         self._index_id = bytes(index_id)
-        _require_model(model, tables)
+        require_model(model, tables)
         self._require_free_path()
+        self._intake = RowIntake(model, dense=dense, ids=ids, tables=tables)
         self._ops = FileOps() if ops is None else ops
         self._open = True
         self._memory_bytes = memory_bytes
         self._keeps_runs = log is not None
         self._temporary = self._path.with_name(f"{self._path.name}.{temporary_suffix()}")
-        if log is not None:
-            self._temporary = log.directory / "index"
+        if log is not None and log.index is not None:
+            self._temporary = log.index
         with self._all_or_nothing():
-            if log is not None and os.path.lexists(self._temporary):  # half an index of a killed process
+            if os.path.lexists(self._temporary):  # half an index of a killed process
                 self._ops.remove_tree(self._temporary)
             self._ops.make_dir(self._temporary)
             self._runs = Runs(
                 self._ops,
                 self._temporary if log is None else log.directory,
-                self._widths(),
+                self._intake.widths,
                 texts=ids == "str",
                 nlist=model.nlist,
                 memory_bytes=memory_bytes,
@@ -143,11 +135,7 @@ class IndexWriter:
             If the disk refuses; the index is given up.
         """
         with self._all_or_nothing():
-            self._require_rows(codes, x)
-            keys, texts = self._encoded_ids(ids, len(x))
-            dense = None if self._dense == "none" else encode_dense(x, self._dense, self.n)
-            rows = None if dense is None else dense.view(np.uint8).reshape(len(x), -1)
-            self._runs.add(EncodedRows(codes.lists.copy(), codes.codes, rows, keys, texts))
+            self._runs.add(self._intake.encode(ids, codes, x, self.n))
 
     @property
     def payload_bytes(self) -> int:
@@ -243,40 +231,6 @@ class IndexWriter:
         if not self._path.parent.is_dir():
             raise InvalidInput(f"output {self._path} must lie in a directory, but {self._path.parent} is none")
 
-    def _require_rows(self, codes: Codes, x: F32Rows) -> None:
-        d, m = self._model.d, self._model.m
-        _require_array("x", x, (len(x), d), np.float32)
-        _require_array("lists", codes.lists, (len(x),), np.int32)
-        _require_array("codes", codes.codes, (len(x), m), np.uint8)
-        require_finite(x, "vectors", self.n)
-        if len(x) and not (codes.lists.min() >= 0 and codes.lists.max() < self._model.nlist):
-            span = f"{codes.lists.min()}..{codes.lists.max()}"
-            raise InvalidInput(f"lists must be in [0, {self._model.nlist}), got {span}")
-        if len(x) and codes.codes.max() >= KSUB:
-            raise InvalidInput(f"codes must be in [0, {KSUB}), got {codes.codes.max()}")
-
-    def _widths(self) -> dict[str, int]:
-        layout = _layout_of(self._model, n=1, dense=self._dense, ids=self._ids, tables=self._tables).segments()
-        widths = {"codes": self._model.m}
-        if self._dense != "none":
-            widths["dense"] = layout["dense"].row_bytes
-        return widths if self._ids == "rows" else widths | {"keys": 8}
-
-    def _encoded_ids(
-        self, ids: Sequence[Any] | npt.NDArray[Any] | None, count: int
-    ) -> tuple[npt.NDArray[np.int64] | None, list[bytes] | None]:
-        """Ids as integers, or as digests and texts."""
-        if (ids is None) != (self._ids == "rows"):
-            raise InvalidInput(f"ids must be {'None' if self._ids == 'rows' else self._ids}, got {type(ids).__name__}")
-        if ids is None:
-            return None, None
-        if len(ids) != count:
-            raise InvalidInput(f"ids must be one for each of {count} rows, got {len(ids)}")
-        if self._ids == "int64":
-            return encode_int_ids(ids), None
-        texts = [encode_text_id(text, self.n + row) for row, text in enumerate(ids)]
-        return np.frombuffer(b"".join(map(text_key, texts)), dtype="<i8"), texts
-
     def _refuse_repeated_ids(self) -> None:
         if self._ids == "rows":
             return
@@ -287,7 +241,7 @@ class IndexWriter:
                 raise InvalidInput(f"ids must be unique, got {a!r} for rows {first} and {second}")
 
     def _layout(self) -> Layout:
-        return _layout_of(
+        return layout_of(
             self._model, n=self.n, dense=self._dense, ids=self._ids, tables=self._tables, id_bytes=self._runs.text_bytes
         )
 
@@ -326,7 +280,7 @@ class IndexWriter:
             learned=learned_shape(self._model),
             adapters={
                 stage: AdapterShape(units=adapter.units, rank=adapter.rank)
-                for stage, adapter in _adapters(self._model).items()
+                for stage, adapter in adapters_of(self._model).items()
             },
             certificate=certificate,
         )
@@ -338,19 +292,19 @@ class IndexWriter:
     def _model_id(self) -> bytes:
         """Hash of all that rows are encoded and scored with, as it is stored."""
         digest = hashlib.blake2b(f"{self._model.metric.value} {self._model.residual}".encode(), digest_size=ID_BYTES)
-        arrays, segments = _arrays_of(self._model), self._layout().segments()
+        arrays, segments = arrays_of(self._model), self._layout().segments()
         for kind in sorted(arrays.keys() & segments.keys()):
-            array = _stored(arrays[kind], segments[kind])
+            array = stored(arrays[kind], segments[kind])
             digest.update(f"{kind} {array.dtype.str} {array.shape}".encode())
             digest.update(array.tobytes())
-        for stage, adapter in _adapters(self._model).items():
+        for stage, adapter in adapters_of(self._model).items():
             digest.update(f"{stage} {adapter.rank}".encode())
         return digest.digest()
 
     def _write_segments(self, segments: Mapping[str, Segment], advance: Callable[[int], None]) -> dict[str, Segment]:
         offsets = np.concatenate([[0], np.cumsum(self._runs.counts)])
         whole = {"list_offsets": offsets} | {
-            name: _stored(array, segments[name]) for name, array in _arrays_of(self._model).items() if name in segments
+            name: stored(array, segments[name]) for name, array in arrays_of(self._model).items() if name in segments
         }
         written: dict[str, Segment] = {}
         for kind, segment in segments.items():
@@ -380,78 +334,7 @@ class IndexWriter:
             end += int(lengths.sum())
 
 
-def _layout_of(model: IvfPqModel, *, n: int, dense: str, ids: str, tables: str = "f32", id_bytes: int = 0) -> Layout:
-    shape = learned_shape(model)
-    more: dict[str, Any] = {} if shape is None else shape.layout
-    more |= {f"{stage}_units": adapter.units for stage, adapter in _adapters(model).items()}
-    return Layout(
-        n=n,
-        d=model.d,
-        nlist=model.nlist,
-        m=model.m,
-        dsub=model.dsub,
-        codes="additive" if model.additive else "pq",
-        dense=dense,
-        tables=tables,
-        ids=ids,
-        id_bytes=id_bytes,
-        **more,
-    )
-
-
-def learned_shape(model: IvfPqModel) -> LearnedShape | None:
-    """What an index keeps of a model for rows that are added later; None = nothing."""
-    learned, anchors = model.learned, model.anchors is not None
-    if learned is None:
-        return LearnedShape(queries=0, depth=0, codes=False, anchors=True) if anchors else None
-    queries, depth = learned.scores.shape
-    return LearnedShape(queries=queries, depth=depth, codes=learned.codes, anchors=anchors)
-
-
-def _adapters(model: IvfPqModel) -> dict[str, QueryAdapter]:
-    """Adapters of a model by their stages, names of ADAPTERS."""
-    found = {stage: getattr(model, f"{stage}_adapter") for stage in ADAPTERS}
-    return {stage: adapter for stage, adapter in found.items() if adapter is not None}
-
-
-def _arrays_of(model: IvfPqModel) -> dict[str, npt.NDArray[np.float32]]:
-    """All arrays of a model by the kinds of their segments."""
-    arrays = {name: getattr(model, name) for name in _MODEL_ARRAYS}
-    for stage, adapter in _adapters(model).items():
-        arrays |= {f"{stage}_{part}": getattr(adapter, part) for part in _ADAPTER_PARTS}
-    if model.learned is not None:
-        arrays |= {"learn_queries": model.learned.queries, "learn_scores": model.learned.scores}
-    return arrays if model.anchors is None else arrays | {"anchors": model.anchors}
-
-
-def _stored(array: npt.NDArray[np.float32], segment: Segment) -> npt.NDArray[Any]:
-    """An array of the model as its segment holds it."""
-    return to_bytes(array) if segment.dtype == "u1" else array.astype(segment.numpy_dtype, copy=False)
-
-
 def _one_of(name: str, value: str, options: tuple[str, ...]) -> str:
     if value not in options:
         raise InvalidInput(f"{name} must be one of {', '.join(options)}, got {value!r}")
     return value
-
-
-def _require_array(name: str, array: Any, shape: tuple[int, ...], dtype: Any) -> None:
-    got = f"{getattr(array, 'shape', type(array).__name__)} {getattr(array, 'dtype', '')}".rstrip()
-    if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-        raise InvalidInput(f"{name} must be {shape} {np.dtype(dtype).name}, got {got}")
-
-
-def _require_model(model: IvfPqModel, tables: str) -> None:
-    if tables != "f32" and not model.additive:
-        raise InvalidInput(f"tables must be f32 for product codes, got {tables!r}")
-    wanted = _layout_of(model, n=1, dense="none", ids="rows").arrays
-    for name, array in _arrays_of(model).items():
-        if name not in wanted:
-            continue
-        _require_array(f"model {name}", array, wanted[name][1], np.float32)
-        if not np.isfinite(array).all():
-            raise InvalidInput(f"model {name} must be finite, got NaN or infinity")
-        ends = _TABLE_ARRAYS if tables == "f16" else _ADAPTER_TABLES if tables == "i8" else ()
-        halves = name.endswith(("learn_queries", *ends))
-        if halves and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
-            raise InvalidInput(f"model {name} must fit float16, got {np.abs(array).max():g}; store tables as f32")
