@@ -33,6 +33,8 @@ def made_with(
 
 def _stamps(name: Any) -> list[tuple[int, int]]:
     """Size and time of change, in ns, of each file of a path; none for what is no path."""
+    if isinstance(name, (list, tuple)):
+        return [stamp for each in name for stamp in _stamps(each)]
     if not isinstance(name, (str, Path)) or not str(name):
         return []
     found = resolve(str(name))[0]

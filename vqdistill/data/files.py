@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,13 +68,36 @@ def open_path(text: str, prefer: tuple[str, ...]) -> tuple[Table, list[Container
     InvalidInput
         If there is no such thing, or it is damaged, empty or no table of numbers.
     """
+    return open_files(text, files_of(text), prefer)
+
+
+def files_of(text: str) -> list[tuple[Path, str | None]]:
+    """Return the files that a path names, as for `open_path`, and the key in each.
+
+    Raises
+    ------
+    InvalidInput
+        If there is none.
+    """
     paths, key = resolve(text)
-    if len(paths) == 1 and not paths[0].is_dir():
-        table, container = _open_file(paths[0], key, prefer)
-        return table, [container] if container else []
-    opened = [_open_file(path, key, prefer) for path in _shard_files(paths, text)]
+    if len(paths) > 1 or paths[0].is_dir():
+        paths = _shard_files(paths, text)
+    return [(path, key) for path in paths]
+
+
+def open_files(
+    name: str, files: Sequence[tuple[Path, str | None]], prefer: tuple[str, ...]
+) -> tuple[Table, list[Container]]:
+    """Open files of `files_of` as one table, in this order.
+
+    Parameters
+    ----------
+    name : what messages call several files
+    prefer : as for `open_path`, as are results and errors
+    """
+    opened = [_open_file(path, key, prefer) for path, key in files]
     tables = [table for table, _ in opened]
-    table = ShardTable(text, tables) if len(tables) > 1 else tables[0]
+    table = ShardTable(name, tables) if len(tables) > 1 else tables[0]
     return table, [container for _, container in opened if container]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.data.containers import Container
-from vqdistill.data.files import open_path, read_pieces, resolve
+from vqdistill.data.files import files_of, open_files, open_path, read_pieces, resolve
 from vqdistill.data.ids import IdColumn, IntIds, Piece, StrIds, build_ids, read_lines
 from vqdistill.data.tables import DOCUMENT_KEYS, ELEMENT_BYTES, ArrayTable, IntRows, Table, TensorTable
 from vqdistill.errors import InvalidInput
@@ -219,8 +219,8 @@ def open_source(x: Any, *, metric: str | Metric | None = None, ids: Any = None) 
     Parameters
     ----------
     x : path of a file, `FILE:key` for one array or column of it, a folder or glob pattern of shards (taken in
-        lexicographic order), a NumPy array or a torch tensor. Without a key, a container's array is the first of
-        DOCUMENT_KEYS that exists, otherwise its only two-dimensional one.
+        lexicographic order), a list of such paths, a NumPy array or a torch tensor. Without a key, a container's array
+        is the first of DOCUMENT_KEYS that exists, otherwise its only two-dimensional one.
     metric : "ip", "cosine" or "l2"; None = what an HDF5 file says, otherwise cosine
     ids : None for row numbers; integers or strings; the name of an array or column in the same file; or the path of a
         sidecar: .npy, .txt (one a line) or `FILE:key`
@@ -234,6 +234,33 @@ def open_source(x: Any, *, metric: str | Metric | None = None, ids: Any = None) 
         If the file needs a library that is not installed.
     """
     return _open(x, DOCUMENT_KEYS, None if metric is None else Metric.parse(metric), ids)
+
+
+def has_column(x: Any, key: str) -> bool:
+    """Whether every file of embeddings, as for `open_source`, holds an array or column of this name."""
+    return _all_hold(key, _open_any(x, DOCUMENT_KEYS)[1])
+
+
+def open_shard(x: str, start: int, *, metric: Metric, ids: str | None, sidecar: bool) -> TableSource:
+    """Open one of several files as the part of their source that it is; no other file of rows is looked at.
+
+    Parameters
+    ----------
+    x : path of the file, with `:key` where it needs one
+    start : row number of its first row in the source
+    metric, ids : as for `open_source`
+    sidecar : whether `ids` is a file with the ids of all rows, rather than a column (`has_column`)
+
+    Raises
+    ------
+    InvalidInput
+        As `open_source`.
+    """
+    if ids is None or not sidecar:
+        return open_source(x, metric=metric, ids=ids)
+    table, containers = _open_any(x, DOCUMENT_KEYS)
+    pieces = _cut(_sidecar(ids, containers), start, start + table.n)
+    return TableSource(table, metric, build_ids(pieces, table.n, f"ids {ids} of {x}"))
 
 
 def open_queries(
@@ -280,11 +307,18 @@ def _open_any(x: Any, prefer: tuple[str, ...]) -> tuple[Table, list[Container]]:
     """Table of `x`, and the containers it is in: none for arrays and flat files, one for each shard."""
     if isinstance(x, (str, Path)):
         return open_path(str(x), prefer)
+    if _are_paths(x):
+        files = [file for path in x for file in files_of(str(path))]
+        return open_files(f"{x[0]} and {len(x) - 1} more", files, prefer)
     if hasattr(x, "detach") and hasattr(x, "numpy"):
         return TensorTable("tensor", x), []
     if hasattr(x, "__array__"):
         return ArrayTable("array", np.asarray(x)), []
     raise InvalidInput(f"embeddings must be a path, a NumPy array or a torch tensor, got {type(x).__name__}")
+
+
+def _are_paths(x: Any) -> bool:
+    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(path, (str, Path)) for path in x)
 
 
 def _open_ids(ids: Any, n: int, containers: list[Container]) -> IdColumn:
@@ -295,10 +329,24 @@ def _open_ids(ids: Any, n: int, containers: list[Container]) -> IdColumn:
     if not isinstance(ids, (str, Path)):
         return build_ids([list(ids) if isinstance(ids, tuple) else ids], n, "ids")
     text = str(ids)
-    if containers and all(text in container.shapes for container in containers):
+    if _all_hold(text, containers):
         pieces = (piece for container in containers for piece in container.pieces(text))
         return build_ids(pieces, n, f"ids {text}")
     return build_ids(_sidecar(text, containers), n, f"ids {text}")
+
+
+def _all_hold(key: str, containers: list[Container]) -> bool:
+    return bool(containers) and all(key in container.shapes for container in containers)
+
+
+def _cut(pieces: Iterable[Piece], start: int, stop: int) -> Iterator[Piece]:
+    """Of consecutive pieces, what lies in start..stop."""
+    at = 0
+    for piece in pieces:
+        part = piece[max(0, start - at) : max(0, stop - at)]
+        at += len(piece)
+        if len(part):
+            yield part
 
 
 def _sidecar(text: str, containers: list[Container]) -> Iterable[Piece]:

@@ -129,6 +129,10 @@ class SearchTeacher(Protocol):
         ...
 
 
+ExactSearch = Callable[[EmbeddingSource, int, Callable[[int], None] | None, int | None], SearchTeacher]
+"""`ExactTeacher`, or what takes its place: same parameters, same answers."""
+
+
 class CachedTeacher:
     """A searching teacher whose answers are kept as .npz files, named by what they depend on.
 
