@@ -14,7 +14,7 @@ import pytest
 
 import vqdistill
 from tests.index.support import flip, make_model
-from vqdistill.compiler import build
+from vqdistill.compiler import build, recipe
 from vqdistill.compiler.memory import Sizes
 from vqdistill.compiler.store import load_trained, save_trained
 from vqdistill.compiler.train import Trained
@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {"queries": QUERIES, "ram": "4B/vec", "codes": "pq", "
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four blocks of rows, and a run for each."""
-    monkeypatch.setattr(build, "LARGEST", Sizes(block_bytes=4 * D * 80, run_bytes=1))
+    monkeypatch.setattr(recipe, "LARGEST", Sizes(block_bytes=4 * D * 80, run_bytes=1))
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_what_training_leaves_encodes_the_same(input: Path, tmp_path: Path) -> N
             compile(input, tmp_path / "out", **options)
     assert sorted(files(work_path(tmp_path / "out"))) == ["journal", "trained.npz"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "train", None)  # it is not asked again
+        patch.setattr(recipe, "train", None)  # it is not asked again
         compile(input, tmp_path / "out", **options, resume=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole") and verify(tmp_path / "out") == []
 
@@ -250,7 +250,7 @@ def test_a_changed_input_or_option_is_noticed(change: str, input: Path, tmp_path
     own, out = tmp_path / "own.npy", tmp_path / "out"
     np.save(own, ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "train", stop)
+        patch.setattr(recipe, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             compile(own, out)
     if change == "input":

@@ -7,27 +7,20 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.decide import Wishes, decide
+from vqdistill.compiler.decide import Wishes
 from vqdistill.compiler.given import digest_of, require_match, shape_of
-from vqdistill.compiler.memory import (
-    LARGEST,
-    Sizes,
-    give_back_freed_memory,
-    parse_cap,
-    require_room_to_prove,
-    sizes_within,
-)
+from vqdistill.compiler.memory import LARGEST, Sizes
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.provenance import made_with
-from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
-from vqdistill.compiler.train import Trained, search_policy, train, units
+from vqdistill.compiler.recipe import draw_up, require_usable
+from vqdistill.compiler.train import Trained, search_policy, units
 from vqdistill.compiler.work import WorkDir, work_path
 from vqdistill.config import Budget, DistillConfig, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
@@ -136,9 +129,6 @@ def compile(
     config = DistillConfig(
         seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
     )
-    kind = teacher_kind(teacher, mix)
-    if false_negatives is not None and (kind == "exact" or mix < 1):
-        raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
     wishes = Wishes(
         ram=ram,
         recall=recall,
@@ -152,7 +142,8 @@ def compile(
         threads=threads,
         shape=None if start is None else shape_of(start),
     )
-    wanted, threads = wishes.target, wishes.cores
+    require_usable(config, wishes)
+    wanted = wishes.target
     progress = progress or Progress()
     begin = time.perf_counter()
     _require_free(out, resume)
@@ -161,34 +152,22 @@ def compile(
         if warm_start is not None:
             raise InvalidInput("start and warm_start must not be given both: one is distilled from the beginning")
         require_match(start, src)
-    decision = decide(src, wishes, progress)
-    plan, prediction = decision.plan, decision.prediction
-    warm, began = (None, None) if warm_start is None else _warm_model(warm_start, plan, distill)
-    progress.note(decision.explain())
-    del decision  # and with it the sample and what trials have trained
-    sizes = LARGEST
-    if build_ram is not None:
-        sizes = _capped(build_ram, plan, src, threads, progress)
-        config = replace(config, train_bytes=sizes.train_bytes, codebook_rows=sizes.codebook_rows)
-    options = {
-        "config": asdict(config),
-        "plan": plan.to_json(),
-        "mix": mix,
-        "sizes": asdict(sizes),
+    recipe, prediction = draw_up(src, wishes, config, build_ram, progress)
+    warm, began = (None, None) if warm_start is None else _warm_model(warm_start, recipe.plan, distill)
+    options = recipe.to_json() | {
         "warm": began,
         "start": None if start is None else digest_of(start),
+        "recall": None if wanted is None else str(wanted),
     }
-    made = made_with(src, input, queries, teacher, options | {"recall": None if wanted is None else str(wanted)})
-    dense_teacher = DenseTeacher(src, Path(f"{out}.cache"), seed, threads, progress, sizes)
-    with WorkDir(work_path(out), made, resume=resume) as work, training_threads(threads):
+    made = made_with(src, input, queries, teacher, options)
+    dense_teacher = recipe.dense_teacher(src, Path(f"{out}.cache"), progress)
+    with WorkDir(work_path(out), made, resume=resume) as work, training_threads(wishes.cores):
         if work.trained is None:
-            work.keep_trained(train(plan, config, queries, teacher, mix, dense_teacher, wanted, warm, start))
+            work.keep_trained(recipe.train(dense_teacher, warm, start))
         done = work.trained
         assert done is not None
-        if prediction is not None:
-            done = replace(done, report=done.report | {"prediction": prediction.lasting()})
-        proof = _proof(done, dense_teacher, wanted, capped=build_ram is not None)
-        manifest = _encode(done, src, Path(out), progress, sizes, work.log, proof)
+        done, proof = recipe.reported(done), recipe.proof(done, dense_teacher)
+        manifest = encode(done, src, Path(out), progress, recipe.sizes, work.log, proof)
     certificate = manifest.certificate
     return {
         "plan": done.plan.to_json(),
@@ -239,10 +218,10 @@ def build(
     if not isinstance(search, SearchPolicy):
         search = search_policy(model, plan.dense, search or {})
     done = Trained(plan=plan, model=model, report=report or {}, search=search)
-    return _encode(done, src, Path(path), progress or Progress(), proof=proof)
+    return encode(done, src, Path(path), progress or Progress(), proof=proof)
 
 
-def _encode(
+def encode(
     done: Trained,
     src: EmbeddingSource,
     path: Path,
@@ -251,7 +230,16 @@ def _encode(
     log: RunLog | None = None,
     proof: Proof | None = None,
 ) -> Manifest:
-    """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already."""
+    """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already.
+
+    Parameters
+    ----------
+    done : what was trained for `src`
+    path : directory to make
+    sizes : of what may be in memory
+    log : of runs; None = there are none yet, and none stay
+    proof : as for `build`, as are result and errors
+    """
     plan, model = done.plan, done.model
     index_id = _index_id(plan, model, src)
     if log is not None and os.path.lexists(path):
@@ -270,13 +258,13 @@ def _encode(
             stage.skip(writer.n)
             for block in src.blocks(sizes.block_rows(src.dim), writer.n):
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
-                writer.add(ids, _codes(done, block), block.rows)
+                writer.add(ids, codes_of(done, block), block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
             return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
 
 
-def _codes(done: Trained, block: Block) -> Codes:
+def codes_of(done: Trained, block: Block) -> Codes:
     """Codes of a block of rows: those that training has left, or the same made anew."""
     end = block.start + len(block.rows)
     if done.codes is not None:
@@ -284,24 +272,6 @@ def _codes(done: Trained, block: Block) -> Codes:
     rows, model = np.arange(block.start, end), done.model
     terms, list_terms = (None if known is None else known.take(rows) for known in (model.terms, model.list_terms))
     return model.encode(block.rows, terms, list_terms)
-
-
-def _capped(build_ram: str | int, plan: CompilePlan, src: EmbeddingSource, threads: int, progress: Progress) -> Sizes:
-    """What a compile may hold at a time, so that all of it stays within a cap."""
-    cap = parse_cap(build_ram)
-    sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
-    require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
-    give_back_freed_memory()
-    progress.note(f"build-ram    {sizes.explain(cap)}")
-    return sizes
-
-
-def _proof(done: Trained, dense: DenseTeacher, wanted: RecallTarget | None, capped: bool) -> Proof | None:
-    """What proves the index; None where queries are too few."""
-    if done.held_out is None or done.reserved is None:
-        return None
-    io = "pread" if capped else "auto"  # what a map has touched counts as resident
-    return Proof(done.held_out, done.reserved, done.pseudo, dense, wanted, io)
 
 
 def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[IvfPqModel, str]:
@@ -325,7 +295,9 @@ def _require_free(out: str | Path, resume: bool) -> None:
 def _require_same_index(path: Path, index_id: bytes) -> Manifest:
     manifest = read_manifest(path)
     if manifest.index_id != index_id:
-        raise InvalidInput(f"{path} exists already, and is not what {work_path(path)} leads to; remove one of them")
+        raise InvalidInput(
+            f"{path} exists already, and is not what this work leads to; remove it or choose another name"
+        )
     return manifest
 
 

@@ -19,6 +19,7 @@ from vqdistill.data.sources import EmbeddingSource, open_queries, row_bytes
 from vqdistill.data.teacher import (
     CachedTeacher,
     CallableTeacher,
+    ExactSearch,
     ExactTeacher,
     IntRows,
     Judge,
@@ -79,6 +80,8 @@ class DenseTeacher:
     progress: Progress
     sizes: Sizes = LARGEST
     """How many queries and rows may be in memory."""
+    exact: ExactSearch = ExactTeacher
+    """Makes what searches exactly."""
 
     @property
     def max_queries(self) -> int:
@@ -113,7 +116,7 @@ class DenseTeacher:
 
     def _exact(self, queries: F32Rows, exclude: IntRows | None, depth: int) -> Relevance:
         with self.progress.stage("exact teacher", self.src.n, unit_bytes=row_bytes(self.src)) as stage:
-            exact = ExactTeacher(self.src, self.threads, stage.advance, self.sizes.block_rows(self.src.dim))
+            exact = self.exact(self.src, self.threads, stage.advance, self.sizes.block_rows(self.src.dim))
             teacher = CachedTeacher(exact, self.cache)
             return teacher.relevance(queries, depth, exclude)
 
