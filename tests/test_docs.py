@@ -27,7 +27,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = {"python": [sys.executable, "-"], "sh": ["bash", "-euo", "pipefail", "-s"]}
 FRAMEWORKS = {"haystack", "langchain_core", "llama_index", "sklearn"}
 """Modules of which some may be missing; blocks that import them are skipped then."""
-SHOWN = {"text", "json"}
+SHOWN = {"text", "json", "make"}
 """Languages of blocks that are output, not input."""
 
 

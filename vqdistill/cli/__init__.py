@@ -18,6 +18,7 @@ from vqdistill.cli.export import export_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
 from vqdistill.cli.serve import serve_command
+from vqdistill.cli.shard import shard_group
 from vqdistill.cli.update import (
     add_command,
     compact_command,
@@ -52,6 +53,7 @@ for command in (
     compact_command,
     merge_command,
     gc_command,
+    shard_group,
     export_command,
     bench_command,
     report_command,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.options import build_options
+from vqdistill.cli.options import build_options, build_ram_option
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import InvalidInput, needed_by
@@ -17,7 +17,7 @@ from vqdistill.progress import ConsoleProgress
 
 @click.command("compile")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
-@click.option("--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".')
+@build_ram_option
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
 @click.option("--start", metavar="F", help="A faiss IVF-PQ index of 4 bits, whose lists and codebooks are distilled.")

@@ -14,10 +14,20 @@ Command = Callable[..., Any]
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 
 
+cores_option = click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores.")
+build_ram_option = click.option(
+    "--build-ram", metavar="SIZE", help='Hard cap on the memory of the compiler itself, such as "1GiB".'
+)
+
+
 def build_options(command: Command) -> Command:
     """Add what `compile` and `plan` have in common."""
+    return click.argument("source", metavar="INPUT")(model_options(command))
+
+
+def model_options(command: Command) -> Command:
+    """Add what says how an index is to be, and how its model is trained."""
     options = (
-        click.argument("source", metavar="INPUT"),
         click.option("--queries", metavar="F", help='Learn queries; "none": pseudo-queries from the corpus.'),
         click.option("--teacher", default="exact", show_default=True, metavar="exact|scores:F|labels:F"),
         click.option(
@@ -74,7 +84,7 @@ def build_options(command: Command) -> Command:
             " best listed one. Default: none.",
         ),
         click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
-        click.option("--threads", type=click.IntRange(1, 1024), help="Default: all cores."),
+        cores_option,
         json_option,
     )
     for option in reversed(options):

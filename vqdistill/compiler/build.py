@@ -13,21 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from vqdistill.compiler.decide import Wishes
 from vqdistill.compiler.given import digest_of, require_match, shape_of
 from vqdistill.compiler.memory import LARGEST, Sizes
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.provenance import made_with
-from vqdistill.compiler.recipe import draw_up, require_usable
+from vqdistill.compiler.recipe import asked_for, draw_up
 from vqdistill.compiler.train import Trained, search_policy, units
 from vqdistill.compiler.work import WorkDir, work_path
-from vqdistill.config import Budget, DistillConfig, RecallTarget
+from vqdistill.config import Budget, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
 from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
-from vqdistill.index.files import read_manifest
+from vqdistill.index.files import FileOps, read_manifest
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import open_index
@@ -126,10 +125,7 @@ def compile(
     VqdistillError
         If the disk refuses; nothing is left at `out`, and `resume` may go on once it takes more.
     """
-    config = DistillConfig(
-        seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
-    )
-    wishes = Wishes(
+    wishes, config = asked_for(
         ram=ram,
         recall=recall,
         codes=codes,
@@ -141,8 +137,11 @@ def compile(
         seed=seed,
         threads=threads,
         shape=None if start is None else shape_of(start),
+        loss=loss,
+        sampler=sampler,
+        debias=debias,
+        false_negatives=false_negatives,
     )
-    require_usable(config, wishes)
     wanted = wishes.target
     progress = progress or Progress()
     begin = time.perf_counter()
@@ -229,6 +228,7 @@ def encode(
     sizes: Sizes = LARGEST,
     log: RunLog | None = None,
     proof: Proof | None = None,
+    ops: FileOps | None = None,
 ) -> Manifest:
     """Encode the rows that are in no run of the log yet, and publish the index, unless it is there already.
 
@@ -239,6 +239,7 @@ def encode(
     sizes : of what may be in memory
     log : of runs; None = there are none yet, and none stay
     proof : as for `build`, as are result and errors
+    ops : file operations; replaced in tests
     """
     plan, model = done.plan, done.model
     index_id = _index_id(plan, model, src)
@@ -253,6 +254,7 @@ def encode(
         tables=plan.model.tables,
         memory_bytes=sizes.run_bytes,
         log=log,
+        ops=ops,
     ) as writer:
         with progress.stage("encode", src.n, unit_bytes=row_bytes(src)) as stage:
             stage.skip(writer.n)

@@ -22,7 +22,7 @@ from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
 from vqdistill.compiler.train import Trained, train
 from vqdistill.config import DistillConfig
 from vqdistill.data.sources import EmbeddingSource
-from vqdistill.data.teacher import ExactSearch, ExactTeacher
+from vqdistill.data.teacher import ExactSearch, ExactTeacher, Judge
 from vqdistill.errors import InvalidInput
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
@@ -74,6 +74,34 @@ class Recipe:
         return Proof(done.held_out, done.reserved, done.pseudo, dense, self.wishes.target, io)
 
 
+def asked_for(
+    *,
+    distill: bool = True,
+    teacher: str | Judge = "exact",
+    mix: float = 0.0,
+    seed: int = 0,
+    loss: str = "listnet",
+    sampler: str = "topk",
+    debias: bool = False,
+    false_negatives: float | None = None,
+    **wishes: Any,
+) -> tuple[Wishes, DistillConfig]:
+    """Sort out options of `compile`; others than these are fields of `Wishes`.
+
+    Raises
+    ------
+    InvalidInput
+        If one is not usable, or the teacher has no use for it.
+    """
+    config = DistillConfig(
+        seed=seed, enabled=distill, loss=loss, sampler=sampler, debias=debias, false_negatives=false_negatives
+    )
+    kind = teacher_kind(teacher, mix)
+    if false_negatives is not None and (kind == "exact" or mix < 1):
+        raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
+    return Wishes(distill=distill, teacher=teacher, mix=mix, seed=seed, **wishes), config
+
+
 def draw_up(
     src: EmbeddingSource,
     wishes: Wishes,
@@ -118,13 +146,6 @@ def draw_up(
         prediction=None if prediction is None else prediction.lasting(),
     )
     return recipe, prediction
-
-
-def require_usable(config: DistillConfig, wishes: Wishes) -> None:
-    """Refuse settings of training that the teacher has no use for."""
-    kind = teacher_kind(wishes.teacher, wishes.mix)
-    if config.false_negatives is not None and (kind == "exact" or wishes.mix < 1):
-        raise InvalidInput("false_negatives needs scores, labels or a function as teacher, and mix 1 of it")
 
 
 def _capped(build_ram: str | int, plan: CompilePlan, src: EmbeddingSource, threads: int, progress: Progress) -> Sizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def save_trained(trained: Trained, path: Path) -> None:
-    """Write to `path`, replacing what is there.
+    """Write to `path`, replacing what is there; raises as `write_trained`."""
+    with path.open("wb") as file:
+        write_trained(trained, file)
+
+
+def write_trained(trained: Trained, file: IO[bytes]) -> None:
+    """Write to a file.
 
     Raises
     ------
@@ -60,8 +66,7 @@ def save_trained(trained: Trained, path: Path) -> None:
     meta: dict[str, Any] = {"plan": trained.plan.to_json(), "report": trained.report, "search": search, "plain": plain}
     meta["pseudo"] = trained.pseudo
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, meta=text, **arrays)  # type: ignore[arg-type]
+    np.savez(file, meta=text, **arrays)  # type: ignore[arg-type]
 
 
 def load_trained(path: Path) -> Trained:

@@ -241,7 +241,7 @@ def has_column(x: Any, key: str) -> bool:
     return _all_hold(key, _open_any(x, DOCUMENT_KEYS)[1])
 
 
-def open_shard(x: str, start: int, *, metric: Metric, ids: str | None, sidecar: bool) -> TableSource:
+def open_shard(x: str, start: int, *, metric: Metric | None, ids: str | None, sidecar: bool) -> TableSource:
     """Open one of several files as the part of their source that it is; no other file of rows is looked at.
 
     Parameters
@@ -260,7 +260,7 @@ def open_shard(x: str, start: int, *, metric: Metric, ids: str | None, sidecar: 
         return open_source(x, metric=metric, ids=ids)
     table, containers = _open_any(x, DOCUMENT_KEYS)
     pieces = _cut(_sidecar(ids, containers), start, start + table.n)
-    return TableSource(table, metric, build_ids(pieces, table.n, f"ids {ids} of {x}"))
+    return open_source(x, metric=metric, ids=build_ids(pieces, table.n, f"ids {ids} of {x}"))
 
 
 def open_queries(

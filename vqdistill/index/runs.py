@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.errors import CorruptIndex
 from vqdistill.index.files import FileOps, as_bytes, created, open_regular, read_into
 
 CHUNK_BYTES = 4 << 20
@@ -126,8 +127,11 @@ class Runs:
         """Bytes of all string ids."""
         self.counts = np.zeros(nlist, np.int64)
         """(nlist,) rows of each list"""
-        for number in range(len(self.runs)):
-            self._count(self._column(number, "lists"))
+        for number, run in enumerate(self.runs):
+            lists = self._lists(number)
+            if not 0 <= int(lists.min(initial=0)) <= int(lists.max(initial=0)) < nlist:
+                raise CorruptIndex(f"{run.file}: lists must be in [0, {nlist}), got {lists.min()}..{lists.max()}")
+            self._count(lists)
 
     def add(self, rows: EncodedRows) -> None:
         """Take the next rows, whole blocks of the input: a run ends where a block does."""
@@ -230,8 +234,8 @@ class Runs:
     def _streamed(self, name: str, number: int, first: int, last: int) -> Chunks:
         return _in_chunks(self._widths[name], first, last, lambda a, b: self._column(number, name, a, b))
 
-    def _count(self, lists: Column) -> None:
-        self.counts += np.bincount(lists.view("<i4").reshape(-1), minlength=len(self.counts))
+    def _count(self, lists: npt.NDArray[np.int32]) -> None:
+        self.counts += np.bincount(lists, minlength=len(self.counts))
 
     def _append(self, fd: int, chunks: Chunks, crc: int) -> int:
         for chunk in chunks:

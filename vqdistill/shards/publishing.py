@@ -1,0 +1,83 @@
+"""Last step of a job: its parts become one index, in list order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from vqdistill.compiler.build import encode
+from vqdistill.data.teacher import ExactSearch, ExactTeacher
+from vqdistill.errors import InvalidInput
+from vqdistill.index.files import FileOps
+from vqdistill.index.manifest import Manifest
+from vqdistill.index.runs import Run, RunLog
+from vqdistill.kernels.threads import training_threads
+from vqdistill.progress import Progress
+from vqdistill.shards.job import Job, open_job
+from vqdistill.shards.parts import read_part
+from vqdistill.shards.training import cache_of, read_model
+
+_NAMED = 5
+"""Parts that a message names at most."""
+
+
+def commit_job(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    exact: ExactSearch = ExactTeacher,
+    ops: FileOps | None = None,
+) -> Manifest:
+    """Check all parts of a job, and publish what a compile of all shards would have written, byte for byte.
+
+    Parameters
+    ----------
+    folder : with a plan, a model and a part for each shard; stays as it is
+    out : index to make; one that this job has made already stays, and is returned
+    threads : None = all cores; the index does not depend on it
+    exact : searches exactly, in place of this process
+    ops : file operations; replaced in tests
+
+    Raises
+    ------
+    InvalidInput
+        If plan, model, parts and shards do not belong together, or one is missing or damaged: the message names it.
+    BudgetInfeasible
+        If the index does not reach the wanted recall.
+    VqdistillError
+        If the disk refuses; nothing is left at `out`.
+    """
+    job, digest = open_job(folder, threads)
+    trained, name = read_model(folder, digest)
+    progress = progress or Progress()
+    with progress.stage("check parts", len(job.shards), "parts") as stage:
+        runs = _all_runs(folder, job, digest, name, stage.advance)
+    src, recipe = job.open_source(), job.recipe
+    dense = recipe.dense_teacher(src, cache_of(folder), progress, exact)
+    log = RunLog(Path(folder), runs, _refuse_more)
+    with training_threads(recipe.wishes.cores):
+        return encode(trained, src, Path(out), progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
+
+
+def _all_runs(folder: str | Path, job: Job, digest: str, model: str, advance: Callable[[int], None]) -> tuple[Run, ...]:
+    """Runs of all parts, whose complaints come together."""
+    runs: list[Run] = []
+    wrong: list[str] = []
+    for number in range(len(job.shards)):
+        try:
+            runs += read_part(folder, job, number, digest, model)
+        except InvalidInput as error:
+            wrong.append(str(error))
+        advance(1)
+    if wrong:
+        more = f" (and {len(wrong) - _NAMED} more)" if len(wrong) > _NAMED else ""
+        shown = "; ".join(wrong[:_NAMED])
+        raise InvalidInput(f"{len(wrong)} of {len(job.shards)} parts must be encoded first: {shown}{more}")
+    return tuple(runs)
+
+
+def _refuse_more(run: Run) -> NoReturn:
+    raise AssertionError(f"all rows are in parts, but {run} was written")
