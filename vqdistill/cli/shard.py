@@ -1,4 +1,4 @@
-"""`shard plan`, `train`, `encode` and `commit`: a compile in steps, for make, Slurm, Spark or what else runs commands."""
+"""`shard plan`, `train`, `encode` and `commit`: a compile in steps, for make, Slurm or what else runs commands."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from vqdistill.config import Budget, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
 from vqdistill.distill.warm import WarmStart
-from vqdistill.errors import InvalidInput
+from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, read_manifest
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
@@ -295,12 +295,13 @@ def _require_free(out: str | Path, resume: bool) -> None:
 
 
 def _require_same_index(path: Path, index_id: bytes) -> Manifest:
-    manifest = read_manifest(path)
-    if manifest.index_id != index_id:
-        raise InvalidInput(
-            f"{path} exists already, and is not what this work leads to; remove it or choose another name"
-        )
-    return manifest
+    try:
+        manifest = read_manifest(path)
+        if manifest.index_id == index_id:
+            return manifest
+    except VqdistillError:  # it is no index, or none that can be read
+        pass
+    raise InvalidInput(f"{path} exists already, and is not what this work leads to; remove it or choose another name")
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:

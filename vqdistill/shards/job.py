@@ -165,6 +165,10 @@ class Job:
             b - a != shard.rows for (a, b), shard in zip(pairwise(starts), self.shards, strict=True)
         ):
             raise InvalidInput("shards must follow one another from row 0 to the last one of the plan")
+        asked = self.recipe.wishes
+        texts = (self.fingerprint, asked.teacher, *((asked.queries,) if asked.queries is not None else ()))
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.recipe.capped, bool):
+            raise InvalidInput(f"fingerprint, teacher and queries must be text, got {texts}")
         if not all(type(size) is int and size > 0 for size in asdict(self.recipe.sizes).values()):
             raise InvalidInput(f"sizes must be positive integers, got {self.recipe.sizes}")
 

@@ -146,7 +146,10 @@ def _said(number: int, digest: str, model: str) -> dict[str, Any]:
 
 
 def _stamp(shard: InputShard) -> tuple[int, int, int]:
-    stat = os.stat(shard.file.path)
+    try:
+        stat = os.stat(shard.file.path)
+    except OSError as error:
+        raise InvalidInput(f"{shard.file.path} of the plan cannot be read: {error.strerror}") from None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
