@@ -15,7 +15,7 @@ from vqdistill.compiler.passes import PASSES, fit_budget, lay_out, place, plan, 
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.config import Budget, IvfPqConfig
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
-from vqdistill.index.manifest import LearnedShape
+from vqdistill.index.manifest_parts import LearnedShape
 from vqdistill.index.spec import RESIDENT
 from vqdistill.types import Facts, Metric
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.index.support import leaves, make_sample, smallest_manifest, write_sample
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld
-from vqdistill.index.manifest import AdapterShape, Manifest
+from vqdistill.index.manifest import Manifest
+from vqdistill.index.manifest_parts import AdapterShape
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.spec import PAGE, Layout, Segment, check_header, encode_current, pack_header, parse_current
 from vqdistill.types import Metric

@@ -10,7 +10,7 @@ from vqdistill.compiler import cost
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.config import Budget, IvfPqConfig
 from vqdistill.errors import BudgetInfeasible, VqdistillError
-from vqdistill.index.manifest import LearnedShape
+from vqdistill.index.manifest_parts import LearnedShape
 from vqdistill.index.spec import RESIDENT
 from vqdistill.types import Facts, Metric
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 from vqdistill.errors import CorruptIndex
 from vqdistill.index.fields import Fields, parse_json
 from vqdistill.index.files import FileOps, open_segment, read_small, replace_file
-from vqdistill.index.manifest import Manifest, parse_segment
+from vqdistill.index.manifest import Manifest
+from vqdistill.index.manifest_parts import parse_segment
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, ROW_KINDS, Layout, Segment
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vqdistill.errors import InvalidInput
 from vqdistill.index.byte_rows import to_bytes
-from vqdistill.index.manifest import LearnedShape
+from vqdistill.index.manifest_parts import LearnedShape
 from vqdistill.index.spec import ADAPTERS, Layout, Segment
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.ivfpq import IvfPqModel

@@ -23,7 +23,8 @@ from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, w
 from vqdistill.index.fit import measure_fit
 from vqdistill.index.idtable import write_id_table
 from vqdistill.index.intake import RowIntake
-from vqdistill.index.manifest import AdapterShape, Manifest, read_back
+from vqdistill.index.manifest import Manifest, read_back
+from vqdistill.index.manifest_parts import AdapterShape
 from vqdistill.index.merge import packed
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.index.reader import IndexReader
