@@ -27,7 +27,7 @@ import vqdistill as vqd
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.data.sources import open_source
 from vqdistill.index.gc import gc
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 from vqdistill.kernels.threads import training_threads
 from vqdistill.searcher import Searcher
 

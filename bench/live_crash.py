@@ -29,7 +29,7 @@ import vqdistill as vqd
 from vqdistill.index import update
 from vqdistill.index.gc import gc
 from vqdistill.index.join import merge_indexes
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 
 COMPILED, BATCH = 3000, 300
 State = dict[str, bytes]

@@ -24,8 +24,8 @@ from measuring import RESULTS, stored
 import vqdistill as vqd
 from vqdistill.errors import VqdistillError
 from vqdistill.index.gc import gc
-from vqdistill.index.reader import verify
 from vqdistill.index.update import IndexUpdater
+from vqdistill.index.verify import verify
 
 THREADS = (1, 1, 1, 1, 8)
 """Of each reading process."""

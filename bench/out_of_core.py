@@ -15,7 +15,7 @@ import numpy as np
 from measuring import markdown, run, stored
 
 import vqdistill as vqd
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 
 RESULTS = Path(__file__).parent / "results" / "out_of_core.json"
 NOISE = 0.1

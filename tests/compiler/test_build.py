@@ -14,7 +14,8 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.errors import InvalidInput
-from vqdistill.index.reader import open_index, verify
+from vqdistill.index.reader import open_index
+from vqdistill.index.verify import verify
 from vqdistill.progress import Progress
 
 SAMPLE = Path(__file__).parents[2] / "data" / "debian-sample.h5"

@@ -25,8 +25,8 @@ from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import verify
 from vqdistill.index.runs import EncodedRows, Runs
+from vqdistill.index.verify import verify
 from vqdistill.model.space import Space
 from vqdistill.types import Codes
 

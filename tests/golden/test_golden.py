@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqdistill.index.reader import IndexReader, verify
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import OLDEST_VERSION, VERSION
+from vqdistill.index.verify import verify
 from vqdistill.searcher import Searcher
 
 HERE = Path(__file__).parent

@@ -25,8 +25,9 @@ from tests.index.support import (
 )
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld, InvalidInput, VqdistillError
 from vqdistill.index.files import open_segment, read_manifest
-from vqdistill.index.reader import IndexReader, verify
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, PAGE, pack_header
+from vqdistill.index.verify import verify
 
 REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
 SAMPLES = {

@@ -20,7 +20,8 @@ from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, publish_manifest, read_manifest
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import IndexReader, verify
+from vqdistill.index.reader import IndexReader
+from vqdistill.index.verify import verify
 from vqdistill.index.writer import IndexWriter
 
 SAMPLE = make_sample(n=40, d=3, nlist=2, m=2, dsub=2)

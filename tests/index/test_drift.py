@@ -12,7 +12,7 @@ from tests.index.support import make_sample, write_sample
 from vqdistill.errors import CorruptIndex
 from vqdistill.index.drift import FEWEST_ROWS, MAX_ADDITIONS, Drift, Fit, FitMeter
 from vqdistill.index.fields import Fields
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 from vqdistill.types import Codes
 
 RNG = np.random.default_rng(0)

@@ -32,8 +32,9 @@ from vqdistill.index.byte_rows import from_bytes, to_bytes
 from vqdistill.index.encodings import encode_dense
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import IndexReader, open_index, verify
+from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.index.spec import DENSE, IDS, Layout
+from vqdistill.index.verify import verify
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
 from vqdistill.model.adapter import QueryAdapter

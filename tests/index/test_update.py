@@ -17,8 +17,9 @@ from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index import batch, idtable, merge, update
 from vqdistill.index.gc import gc
 from vqdistill.index.join import merge_indexes
-from vqdistill.index.reader import IndexReader, verify
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.update import IndexUpdater
+from vqdistill.index.verify import verify
 from vqdistill.kernels import unpack_codes
 from vqdistill.model.learned import LearnQueries
 from vqdistill.searcher import Searcher

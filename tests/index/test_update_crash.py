@@ -20,8 +20,8 @@ from vqdistill.index import update
 from vqdistill.index.files import FileOps
 from vqdistill.index.gc import gc
 from vqdistill.index.join import merge_indexes
-from vqdistill.index.reader import verify
 from vqdistill.index.update import IndexUpdater
+from vqdistill.index.verify import verify
 
 HOWS = ["all", "names", "synced"]
 """`survivors` of "all" leaves the disk as it is, the others close its files."""

@@ -21,7 +21,7 @@ from tests.shards.support import CUTS, OPTIONS, QUERIES, ROWS, N, compile_whole,
 from vqdistill.compiler import recipe
 from vqdistill.compiler.memory import Sizes
 from vqdistill.compiler.store import load_trained
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 from vqdistill.shards import parts
 from vqdistill.shards.parts import encode_shard
 from vqdistill.shards.planning import plan_job

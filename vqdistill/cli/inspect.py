@@ -13,7 +13,7 @@ from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import CorruptIndex
 from vqdistill.index.files import CURRENT
-from vqdistill.index.reader import verify
+from vqdistill.index.verify import verify
 
 
 @click.command("inspect")

@@ -132,10 +132,14 @@ class Manifest:
         return (RowSet(n=first, first=0, segments=rows), *self.added)
 
     @property
+    def segments_by_set(self) -> tuple[Mapping[str, Segment], ...]:
+        """Segments by kind: the model's with those of the first set, then those of each added set."""
+        return (self.segments, *(rows.segments for rows in self.added))
+
+    @property
     def all_segments(self) -> tuple[Segment, ...]:
         """Every segment of the index."""
-        added = (segment for rows in self.added for segment in rows.segments.values())
-        return (*self.segments.values(), *added)
+        return tuple(segment for segments in self.segments_by_set for segment in segments.values())
 
     @property
     def resident_bytes(self) -> int:

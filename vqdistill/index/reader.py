@@ -1,11 +1,11 @@
-"""IndexReader: opens an index, trusting no byte of its structure; verify() checks every byte there is."""
+"""IndexReader: opens an index, trusting no byte of its structure."""
 
 from __future__ import annotations
 
 import mmap
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill._native import Engine, io_uring_available
-from vqdistill.errors import CorruptIndex, InvalidInput, VqdistillError
+from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.byte_rows import from_bytes
-from vqdistill.index.checks import check_deleted, check_list_offsets, checksum_problems, segment_problems
+from vqdistill.index.checks import check_deleted, check_list_offsets, checksum_problems
 from vqdistill.index.files import (
     CURRENT,
     as_bytes,
@@ -30,7 +30,8 @@ from vqdistill.index.locks import lock_generation
 from vqdistill.index.lookup import find, wanted_ids
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
-from vqdistill.index.spec import PAGE, Segment, is_leftover
+from vqdistill.index.spec import PAGE, Segment
+from vqdistill.index.verify import verify as problems_in
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.types import F32Rows, Metric
 
@@ -76,7 +77,7 @@ class IndexReader:
                 for kind, segment in segments.items()
                 if segment.resident and kind != "deleted"
             }
-            for files, segments in zip(fds, _segments_by_set(manifest), strict=True)
+            for files, segments in zip(fds, manifest.segments_by_set, strict=True)
         ]
         self._arrays = held[0]
         self.sets = [
@@ -111,7 +112,7 @@ class IndexReader:
         if verify not in ("headers", "full"):
             raise InvalidInput(f"verify must be one of headers, full, got {verify!r}")
         if verify == "full":
-            problems = list(_problems(path))
+            problems = problems_in(path)
             if problems:
                 raise CorruptIndex(f"{problems[0]} (first of {len(problems)} problems)")
         return cls._open_current(path, None)
@@ -169,7 +170,7 @@ class IndexReader:
         """
         with ExitStack() as stack:
             fds: list[dict[str, int]] = []
-            for segments in _segments_by_set(manifest):
+            for segments in manifest.segments_by_set:
                 fds.append({})
                 for kind, segment in segments.items():
                     fd = fds[-1][kind] = open_segment(path, segment, manifest.index_id, manifest.version)
@@ -507,58 +508,6 @@ def _texts_of(rows: OpenRows, local: npt.NDArray[np.int64]) -> npt.NDArray[np.st
     return np.array(texts, dtype=np.str_)
 
 
-def _segments_by_set(manifest: Manifest) -> list[Mapping[str, Segment]]:
-    """Segments by kind: the model's with those of the first set, then those of each added set."""
-    return [manifest.segments, *(rows.segments for rows in manifest.added)]
-
-
 def open_index(path: str | Path, verify: str = "headers") -> IndexReader:
     """Open the index at `path`; see `IndexReader.open`."""
     return IndexReader.open(path, verify)
-
-
-def verify(path: str | Path) -> list[str]:
-    """Check every byte of every file of an index; takes one bit to one byte of memory a row.
-
-    Parameters
-    ----------
-    path : directory of the index
-
-    Returns
-    -------
-    list of str
-        One sentence for each problem; empty if there is none.
-
-    Raises
-    ------
-    InvalidInput
-        If `path` is no directory.
-    FormatTooNew, FormatTooOld
-        If the index cannot be checked by this version.
-    """
-    return list(_problems(Path(path)))
-
-
-def _problems(path: Path) -> Iterator[str]:
-    try:
-        manifest = read_manifest(path)
-    except CorruptIndex as error:
-        yield str(error)
-        return
-    known = {CURRENT, manifest.file, *(segment.file for segment in manifest.all_segments)}
-    with reading(path):
-        strays = sorted(name for name in os.listdir(path) if name not in known and not is_leftover(name))
-    yield from (f"{name}: the directory must hold the index only, got this besides" for name in strays)
-    for rows, segments in zip(manifest.sets, _segments_by_set(manifest), strict=True):
-        for segment in segments.values():
-            try:
-                fd = open_segment(path, segment, manifest.index_id, manifest.version)
-            except VqdistillError as error:
-                yield str(error)
-                continue
-            try:
-                yield from segment_problems(fd, segment, rows, manifest, path / segment.file)
-            except VqdistillError as error:
-                yield str(error)
-            finally:
-                os.close(fd)
