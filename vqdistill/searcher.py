@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,142 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.config import SearchParams
-from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
+from vqdistill.errors import InvalidInput
 from vqdistill.index.allow import Allow, prepare_allow
-from vqdistill.index.certificate import Certificate, Rung
-from vqdistill.index.manifest import Manifest
+from vqdistill.index.certificate import Rung
 from vqdistill.index.reader import IndexReader, open_index
 from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
-from vqdistill.types import WORK, F32Rows, Hits, Metric, RangeHits, as_f32_rows, unit_rows
+from vqdistill.index.view import View
+from vqdistill.types import WORK, Hits, RangeHits
 
 _TRACED = 10
 """Candidates by code looked at for each result where no rows are read, to see how close they are."""
 _MARGIN_ERRORS = 4.0
 """Standard deviations of the codes' error by which a range search looks below its threshold."""
-
-
-class _Options:
-    """What a caller asks of one generation of an index, as options of the engine."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-
-    def of(
-        self,
-        k: Any,
-        nprobe: Any,
-        coverage: Any,
-        refine: Any,
-        confidence: Any,
-        recall: Any,
-        threads: Any,
-        timeout_s: Any,
-    ) -> tuple[SearchParams, dict[str, Any]]:
-        """Check what a search asks for, and turn it into options of the engine."""
-        params = SearchParams(
-            nprobe=nprobe,
-            coverage=coverage,
-            refine=refine,
-            confidence=confidence,
-            recall=recall,
-            threads=threads,
-            timeout_s=timeout_s,
-        )
-        if recall is not None:
-            certificate = self.certificate(recall)
-            rung, k = certificate.choose(recall, self.checked_k(k)), certificate.k
-            params = replace(params, recall=None, **rung.options)
-        results, deviations = self.checked_k(k), self._manifest.search.deviations
-        params = self._manifest.search.fill(params, results)
-        fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
-        return params, fixed | self.probing(params) | self._verification(params, results)
-
-    def certificate(self, recall: Any) -> Certificate:
-        certificate = self._manifest.certificate
-        if certificate is None:
-            raise InvalidInput(f"recall needs an index with a certificate, got {recall} for one without")
-        return certificate
-
-    def checked_k(self, k: Any) -> int:
-        n = self._manifest.n
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= n:
-            raise InvalidInput(f"k must be an integer in 1..{n}, the rows of the index, got {k!r}")
-        return int(k)
-
-    def probing(self, params: SearchParams) -> dict[str, Any]:
-        """Options `nprobe`, `lift` and `temperature` of the engine."""
-        nlist, policy = self._manifest.nlist, self._manifest.search
-        if params.nprobe is not None and params.nprobe > nlist:
-            raise InvalidInput(f"nprobe must be in 1..{nlist}, the lists of the index, got {params.nprobe}")
-        coverage = params.coverage
-        if coverage is None:
-            return {"nprobe": params.nprobe}
-        if not policy.rungs:
-            raise InvalidInput(f"coverage needs an index that was calibrated, got {coverage}; say nprobe instead")
-        if coverage > policy.rungs[-1][0]:
-            raise InvalidInput(
-                f"coverage must be at most {policy.rungs[-1][0]}, the last that the index was calibrated for, got"
-                f" {coverage}; nprobe={nlist} visits all lists"
-            )
-        lift = policy.lift(coverage)
-        return {"nprobe": params.nprobe or nlist, "lift": lift, "temperature": policy.temperature}
-
-    def _verification(self, params: SearchParams, k: int) -> dict[str, Any]:
-        """Options `refine`, `misses` and `error` of the engine."""
-        refine, confidence, error = params.refine or 0, params.confidence, self._manifest.search.error
-        if 0 < refine < k:
-            raise InvalidInput(f"refine must be 0 or at least k = {k}, got {refine}")
-        if refine and self._manifest.dense == "none":
-            raise InvalidInput(f"refine must be 0 for an index without dense rows, got {refine}")
-        if confidence is None:
-            return {"refine": refine}
-        if error is None:
-            raise InvalidInput(f"confidence needs an index that was calibrated, got {confidence}; say refine instead")
-        return {"refine": refine, "misses": (1.0 - confidence) * k, "error": error}
-
-
-class _View:
-    """One generation of an index, open for searching."""
-
-    def __init__(self, reader: IndexReader, io: str) -> None:
-        self.reader = reader
-        self.engine = reader.engine(io)
-        # Calls repeat themselves, and checking takes longer than a small search. Typed: True is no k, but equals 1.
-        self.options = _Options(reader.manifest)
-        self.known = lru_cache(maxsize=64, typed=True)(self.options.of)
-
-    def run(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
-        try:
-            timeout_s = math.inf if params.timeout_s is None else params.timeout_s
-            return getattr(self.engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
-        except TimeoutError:
-            raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
-        except OSError as error:
-            raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
-
-    def prepared(self, rows: Any, name: str = "queries") -> F32Rows:
-        manifest = self.reader.manifest
-        cosine = manifest.metric is Metric.COSINE
-        checked = as_f32_rows(rows, name, manifest.d, finite=not cosine)
-        return unit_rows(checked, name) if cosine else checked
-
-    def filter(self, allow: Any) -> dict[str, Any]:
-        """Option `allow` of the engine."""
-        prepared = allow if isinstance(allow, Allow) else prepare_allow(self.reader, allow)
-        manifest = self.reader.manifest
-        if prepared.index_id != manifest.index_id:
-            raise InvalidInput("allow must be prepared for the index that it filters, got that of another one")
-        if prepared.generation != manifest.generation:
-            raise InvalidInput(
-                f"allow must be prepared for generation {manifest.generation} of the index, which it filters, got"
-                f" {prepared.generation}; prepare it again"
-            )
-        return {"allow": (prepared.blocks, prepared.per_list)}
-
-    def named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        """External ids and row numbers of positions."""
-        rows = self.reader.rows_of(positions, checked=True)
-        return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
 
 
 class Searcher:
@@ -161,7 +35,7 @@ class Searcher:
 
     def __init__(self, reader: IndexReader, io: str = "auto") -> None:
         self._io = io
-        self._view = _View(reader, io)
+        self._view = View(reader, io)
 
     @property
     def reader(self) -> IndexReader:
@@ -395,7 +269,7 @@ class Searcher:
         newest = self.reader.newest()
         if newest is self.reader:
             return False
-        self._view = _View(newest, self._io)
+        self._view = View(newest, self._io)
         return True
 
     def add(self, vectors: Any, ids: Any = None, *, on_duplicate: str = "refuse") -> int:
