@@ -21,13 +21,14 @@ from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher, query_rows
-from vqdistill.distill import losses, trainer
+from vqdistill.distill import descent, losses
 from vqdistill.distill.calibration import ROUTE_LOSS
 from vqdistill.distill.held_out import HeldOut, split
+from vqdistill.distill.lesson import training_rows
 from vqdistill.distill.losses import COMPARING, LOSSES, Lists
 from vqdistill.distill.routing import calibrate_lift
 from vqdistill.distill.samplers import Corpus, TeacherLists
-from vqdistill.distill.trainer import Distiller, training_rows
+from vqdistill.distill.trainer import Distiller
 from vqdistill.errors import InvalidInput
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress, Stage
@@ -424,7 +425,7 @@ def test_every_loss_trains(tasks: dict[Metric, Task], loss: str, codes: str, mon
         values.append(value.item())
         return value
 
-    monkeypatch.setattr(trainer, "LOSSES", {loss: recorded})
+    monkeypatch.setattr(descent, "LOSSES", {loss: recorded})
     monkeypatch.setattr(losses, "RANK", 20)  # of 600 documents
     distiller = Distiller(shape(codes, m=8), replace(QUICK, loss=loss, patience=9, tables_rate=0.02))
     task = tasks[Metric.COSINE]

@@ -14,8 +14,8 @@ from vqdistill.data.sources import EmbeddingSource
 from vqdistill.distill.adapter import exact_quality, hard_negatives, hard_temperature, learn_adapter
 from vqdistill.distill.held_out import split
 from vqdistill.distill.judged import HardSampler, judged_parts, renumber
+from vqdistill.distill.lesson import training_rows
 from vqdistill.distill.samplers import Corpus
-from vqdistill.distill.trainer import training_rows
 from vqdistill.kernels.threads import one_library_thread
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.progress import Progress

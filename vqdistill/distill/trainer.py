@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
-from vqdistill.data.temperature import calibrate_temperature, calibrate_temperatures
 from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
 from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
+from vqdistill.distill.descent import Descent
 from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split, surely_better
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
-from vqdistill.distill.losses import COMPARING, LOSSES
+from vqdistill.distill.lesson import Lesson, training_rows
+from vqdistill.distill.losses import COMPARING
 from vqdistill.distill.routing import calibrate_lift, choose_lists, learn_router
-from vqdistill.distill.samplers import SAMPLERS, Batch, BatchMaker, Corpus, Miner, Sampler, Search, TeacherLists
+from vqdistill.distill.samplers import Corpus, TeacherLists
 from vqdistill.distill.spaces import SHARES, choose_space
-from vqdistill.distill.student import Objective, Student
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.distill.warm import ROUNDS, ROWS, WarmStart
 from vqdistill.errors import InvalidInput
@@ -51,44 +48,6 @@ MOST_LEARNED = 50_000
 _ROWS_READ = 4096
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Lesson:
-    """What all stages share."""
-
-    corpus: Corpus
-    coarse: Coarse
-    train: TeacherLists
-    judge: HeldOut
-    dense: bool
-    teacher_temperature: float | None
-
-    def encode(self, model: IvfPqModel, terms: RowTerms | None = None) -> Codes:
-        """Codes of the training rows, whose lists never change."""
-        return Codes(self.coarse.lists, model.quantize(self.corpus.x, self.coarse.lists, terms))
-
-    def in_rows_space(self, space: Space | None) -> _Lesson:
-        """The lesson in the rows' own coordinates, if this one is in those of `space`; moves the rows of both."""
-        if space is None:
-            return self
-        space.queries(self.corpus.x, out=self.corpus.x)
-        train, held = (replace(x, queries=space.docs(x.queries)) for x in (self.train, self.judge.lists))
-        return replace(self, train=train, judge=replace(self.judge, lists=held))
-
-    def own_recalls(self, model: IvfPqModel) -> F64:
-        """Held-out recalls of the codes that the model itself gives the rows."""
-        return self.judge.code_recalls(model, self.encode(model))
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """One thing to train by gradients: which loss moves which parameters, judged how."""
-
-    name: str
-    rates: dict[str, float]
-    loss: Callable[[Batch, Objective], Tensor]
-    measure: Callable[[IvfPqModel], F64]
 
 
 @dataclass
@@ -189,7 +148,7 @@ class Distiller:
         if self.config.enabled and judge.usable:
             terms = QueryTerms.from_relevance(moved[train], relevance.select(train))
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
-        lesson = _Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
+        lesson = Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
         served = None if "codes" in self.config.skip else terms
         model, codes = self._start(lesson) if self.warm is None else self._go_on(lesson, self.warm, served, rows)
         if terms is not None:
@@ -285,7 +244,7 @@ class Distiller:
         self._note("lists", before, after)
         return coarse
 
-    def _start(self, lesson: _Lesson) -> tuple[IvfPqModel, Codes]:
+    def _start(self, lesson: Lesson) -> tuple[IvfPqModel, Codes]:
         """Train the undistilled candidates and let the held-out queries choose; also return the codes of the rows."""
         corpus, judge = lesson.corpus, lesson.judge
         if self.given is not None:
@@ -318,7 +277,7 @@ class Distiller:
         return best[1:]
 
     def _go_on(
-        self, lesson: _Lesson, warm: WarmStart, terms: QueryTerms | None, rows: npt.NDArray[np.int64]
+        self, lesson: Lesson, warm: WarmStart, terms: QueryTerms | None, rows: npt.NDArray[np.int64]
     ) -> tuple[IvfPqModel, Codes]:
         """Fit the codebooks of the old model to the present rows; whom they serve was decided when it was trained."""
         x, most = lesson.corpus.x, min(ROWS, self.config.codebook_rows or ROWS)
@@ -340,57 +299,22 @@ class Distiller:
         return (False, True) if judged and self.model.codes == "pq" else (True,)
 
     def _distil(
-        self, model: IvfPqModel, codes: Codes, lesson: _Lesson, rng: np.random.Generator
+        self, model: IvfPqModel, codes: Codes, lesson: Lesson, rng: np.random.Generator
     ) -> tuple[IvfPqModel, Codes]:
+        """Learn what gradients reach: tables of additive codes, rotation and codewords of product codes."""
         if self.warm is not None:
             model = self.warm.tables(model)
-        student = Student(model, lesson.corpus, lesson.coarse.lists)
-        maker = self._batches(lesson)
-        objective = self._objective(lesson, maker)
+        learned = Descent(self.config, lesson, self.progress).run(model, codes, rng)
         self.report |= {
             "loss": self.config.loss,
             "sampler": self.config.sampler,
-            "temperature": float(np.mean(objective.temperature)),
+            "temperature": learned.temperature,
         }
-        sampler = self._sampler(maker, student, codes, lesson)
-        model = self._run(self._codes_stage(student, codes, lesson), student, sampler, objective, rng)
+        model = learned.best if self._note(learned.stage, learned.before, learned.after) else learned.start
         return model, codes if model.additive else lesson.encode(model)
 
-    def _batches(self, lesson: _Lesson) -> BatchMaker:
-        config = self.config
-        return BatchMaker(
-            lesson.corpus, lesson.train, config.random_docs, lesson.dense, config.debias, config.false_negatives
-        )
-
-    def _sampler(self, maker: BatchMaker, student: Student, codes: Codes, lesson: _Lesson) -> Sampler:
-        def snapshot() -> Search:
-            model = student.model()
-            return lesson.judge.searching(model, codes if model.additive else lesson.encode(model))
-
-        return SAMPLERS[self.config.sampler](maker, Miner(snapshot, self.config.mine_every))
-
-    def _objective(self, lesson: _Lesson, maker: BatchMaker) -> Objective:
-        """Calibrate the temperatures to the wanted effective length of a list."""
-        loss, wanted = LOSSES[self.config.loss], self.config.list_length
-        teacher = self._teacher_temperature(lesson)
-        if lesson.dense:
-            return Objective(loss, teacher, teacher)
-        # Pair scores and labels have a scale of their own: what divides the student must fit similarities of vectors.
-        rng = np.random.default_rng(self.config.seed)
-        batch = maker.make(rng.permutation(len(lesson.train.queries))[: self.config.batch], rng)
-        similar = lesson.corpus.own_scores(batch.queries, np.where(batch.real, batch.docs, -1))
-        return Objective(loss, calibrate_temperature(similar, min(wanted, batch.real.sum(axis=1).mean() / 2)), teacher)
-
-    def _teacher_temperature(self, lesson: _Lesson) -> float | npt.NDArray[np.float32]:
-        if lesson.teacher_temperature is not None:
-            return lesson.teacher_temperature
-        scores, wanted = lesson.train.scores, self.config.list_length
-        if self.config.temperature == "query":
-            return calibrate_temperatures(scores, wanted)
-        return calibrate_temperature(scores, min(wanted, (1 + np.isfinite(scores).sum(axis=1).mean()) / 2))
-
     def _serve_queries(
-        self, start: IvfPqModel, codes: Codes, terms: QueryTerms, rows: npt.NDArray[np.int64], lesson: _Lesson
+        self, start: IvfPqModel, codes: Codes, terms: QueryTerms, rows: npt.NDArray[np.int64], lesson: Lesson
     ) -> tuple[IvfPqModel, Codes]:
         """Fit codes and codewords to the errors that each row's own queries see."""
         own = terms.take(rows)
@@ -403,20 +327,7 @@ class Distiller:
         kept = self._note("codes for queries", before, after)
         return (replace(model, terms=terms), served) if kept else (start, codes)
 
-    def _codes_stage(self, student: Student, codes: Codes, lesson: _Lesson) -> _Stage:
-        """Additive codes are frozen and only the tables learned; product codes follow their codewords."""
-        config = self.config
-        if not student.additive:
-            rates = {"rotation": config.rotation_rate, "codewords": config.codewords_rate}
-            return _Stage("codes", rates, student.codes_loss, lesson.own_recalls)
-        return _Stage(
-            "tables",
-            {"codewords": config.tables_rate},
-            lambda batch, objective: student.codes_loss(batch, objective, codes.codes),
-            lambda model: lesson.judge.code_recalls(model, codes),
-        )
-
-    def _route(self, model: IvfPqModel, lesson: _Lesson, rng: np.random.Generator) -> IvfPqModel:
+    def _route(self, model: IvfPqModel, lesson: Lesson, rng: np.random.Generator) -> IvfPqModel:
         """Teach the router where the documents of queries are."""
         with self.progress.stage("distil router", self.config.router_steps, "steps") as stage:
             known = None if self.warm is None else self.warm.lists(model.nlist)
@@ -430,7 +341,7 @@ class Distiller:
         return replace(model, router=learned.router)
 
     def _verify(
-        self, model: IvfPqModel, codes: Codes, lesson: _Lesson, judged: tuple[JudgedQueries, JudgedQueries]
+        self, model: IvfPqModel, codes: Codes, lesson: Lesson, judged: tuple[JudgedQueries, JudgedQueries]
     ) -> IvfPqModel:
         """Teach verification to rank what the codes find: local discrimination, as in BiDR's dense stage."""
         train, held = judged
@@ -454,38 +365,6 @@ class Distiller:
         self.report.setdefault("stages", []).append(learned.report("verification adapter", held.measure))
         return replace(model, verify_adapter=learned.adapter)
 
-    def _run(
-        self, stage: _Stage, student: Student, sampler: Sampler, objective: Objective, rng: np.random.Generator
-    ) -> IvfPqModel:
-        """Train until the held-out queries stop gaining; return the best model seen, the start included."""
-        config = self.config
-        optimiser = torch.optim.Adam(list(student.groups(stage.rates)))
-        decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-        start = best = student.model()
-        first = best_values = stage.measure(best)
-        misses = 0
-        with self.progress.stage(f"distil {stage.name}", config.steps, "steps") as bar:
-            for step in range(1, config.steps + 1):
-                optimiser.zero_grad()
-                stage.loss(sampler.draw(rng, config.batch), objective).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                decay.step()
-                bar.advance(1)
-                if step % config.eval_every:
-                    continue
-                model = student.model()
-                values = stage.measure(model)
-                _log.info(
-                    "distil %s: step %d, held-out %.4f (start %.4f)", stage.name, step, values.mean(), first.mean()
-                )
-                gained = values.mean() > best_values.mean()
-                misses = 0 if gained else misses + 1
-                if gained:
-                    best, best_values = model, values
-                if misses == config.patience:
-                    break
-        return best if self._note(stage.name, first, best_values) else start
-
     def _note(self, stage: str, before: F64, after: F64) -> bool:
         """Report what a stage brought the held-out queries, and say whether that is enough to keep it."""
         kept = surely_better(before, after)
@@ -507,24 +386,3 @@ def _learned(
         return None
     kept = relevance.select(train)
     return LearnQueries.ranking(queries[train], kept.offsets, kept.scores, codes)
-
-
-def training_rows(n: int, relevance: Relevance, limit: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Choose the rows that training keeps in memory.
-
-    All, if they fit. Otherwise half of the room goes to what the teacher ranks, best ranks of all queries first, so
-    that the lists that remain are exact from the top; the rest is random.
-
-    Returns
-    -------
-    (at most `limit`,) int64, sorted, distinct
-    """
-    if n <= limit:
-        return np.arange(n, dtype=np.int64)
-    rank = np.arange(len(relevance.docs)) - np.repeat(relevance.offsets[:-1], np.diff(relevance.offsets))
-    by_rank = relevance.docs[np.argsort(rank, kind="stable")]
-    _, first = np.unique(by_rank, return_index=True)
-    ranked = by_rank[np.sort(first)[: limit // 2]]
-    others = rng.choice(n, limit, replace=False)  # of many rows, without a number for each
-    others = others[~np.isin(others, ranked)][: limit - len(ranked)]
-    return np.sort(np.concatenate([ranked, others])).astype(np.int64)
