@@ -74,6 +74,7 @@ DOORS = {
     "torch": {"distill"},
     "h5py": {"data", "bench"},
     "lance": {"interchange.lance_dataset"},
+    "ray": {"shards.ray_engine"},
     "pyarrow": {"data", "interchange.lance_dataset", "bench.systems.lance_system"},
     "threadpoolctl": {"data.exact", "kernels.threads"},
     "click": {"cli", "bench.commands"},
@@ -116,10 +117,22 @@ DOORS = {
     "prometheus_client": {"server.metrics"},
     "msgpack": {"wire"},
     "httpx": {"client"},
-    "numpy": {"types", "kernels", "data", "model", "distill", "index", "searcher", "evaluate", "cli", "bench"}
+    "numpy": {
+        "shards.exact",
+        "types",
+        "kernels",
+        "data",
+        "model",
+        "distill",
+        "index",
+        "searcher",
+        "evaluate",
+        "cli",
+        "bench",
+    }
     | {"documents", "integrations", "interchange", "wire", "client", "server"}
     | {"compiler.adapted", "compiler.build", "compiler.index_teacher", "compiler.proof", "compiler.store"}
-    | {"compiler.supervision", "compiler.train", "compiler.forecast", "compiler.prediction", "compiler.sample"}
+    | {"compiler.supervision", "compiler.trained", "compiler.forecast", "compiler.prediction", "compiler.sample"}
     | {"compiler.scaling", "compiler.trials"},
 }
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
@@ -139,6 +152,9 @@ LATE = {
     ("cli", "vqdistill.evaluate.explain"),
     ("cli", "vqdistill.evaluate.run"),
     ("cli", "vqdistill.compiler.decide"),
+    ("cli.build", "vqdistill.shards.ray_engine"),
+    ("shards.ray_engine", "vqdistill.shards.training"),
+    ("shards.ray_engine", "vqdistill.shards.publishing"),
     ("cli.shard", "vqdistill.shards.planning"),
     ("cli.shard", "vqdistill.shards.training"),
     ("cli.shard", "vqdistill.shards.parts"),

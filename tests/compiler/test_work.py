@@ -17,7 +17,7 @@ from tests.index.support import flip, make_model
 from vqdistill.compiler import build, recipe
 from vqdistill.compiler.memory import Sizes
 from vqdistill.compiler.store import load_trained, save_trained
-from vqdistill.compiler.train import Trained
+from vqdistill.compiler.trained import Trained
 from vqdistill.compiler.work import WorkDir, _entries, work_path
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import open_source
@@ -112,7 +112,7 @@ def test_what_training_leaves_encodes_the_same(input: Path, tmp_path: Path) -> N
             compile(input, tmp_path / "out", **options)
     assert sorted(files(work_path(tmp_path / "out"))) == ["journal", "trained.npz"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "train", None)  # it is not asked again
+        patch.setattr(build, "train", None)  # it is not asked again
         compile(input, tmp_path / "out", **options, resume=True)
     assert files(tmp_path / "out") == files(tmp_path / "whole") and verify(tmp_path / "out") == []
 
@@ -250,7 +250,7 @@ def test_a_changed_input_or_option_is_noticed(change: str, input: Path, tmp_path
     own, out = tmp_path / "own.npy", tmp_path / "out"
     np.save(own, ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "train", stop)
+        patch.setattr(build, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             compile(own, out)
     if change == "input":

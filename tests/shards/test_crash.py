@@ -13,10 +13,10 @@ import pytest
 from tests.index.disk import FailingDisk, ForgetfulDisk, PowerCutError
 from tests.index.support import snapshot
 from tests.shards.support import plan
-from vqdistill.compiler.recipe import Recipe
 from vqdistill.compiler.store import load_trained
 from vqdistill.errors import VqdistillError
 from vqdistill.index.files import FileOps
+from vqdistill.shards import training
 from vqdistill.shards.parts import encode_shard
 from vqdistill.shards.publishing import commit_job
 from vqdistill.shards.training import train_job
@@ -44,7 +44,7 @@ STRIDE = {"commit": 9}
 @pytest.fixture(autouse=True)
 def no_training(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = load_trained(origin / "job" / "model" / "trained.npz")
-    monkeypatch.setattr(Recipe, "train", lambda *_: trained)
+    monkeypatch.setattr(training, "train", lambda *_: trained)
 
 
 def prepared(origin: Path, root: Path, step: str) -> Path:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import pytest
 import vqdistill
 from tests.index.support import snapshot
 from tests.shards.support import CUTS, OPTIONS, QUERIES, ROWS, N, compile_whole, plan, run_all, write_input
-from vqdistill.compiler import recipe
+from vqdistill.compiler import build, recipe
 from vqdistill.compiler.memory import Sizes
 from vqdistill.compiler.store import load_trained
+from vqdistill.compiler.train import train
 from vqdistill.index.verify import verify
-from vqdistill.shards import parts
+from vqdistill.shards import parts, training
 from vqdistill.shards.parts import encode_shard
 from vqdistill.shards.planning import plan_job
 from vqdistill.shards.publishing import commit_job
@@ -60,6 +62,7 @@ def test_external_ids_stay_with_their_rows(origin: Path, tmp_path: Path, ids: st
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_certificate_caps_and_distilled_codes_are_those_of_a_compile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,34 +83,30 @@ def test_rows_that_training_has_not_coded_are_coded_alike(
     origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with more rows than training holds: codes come from the model."""
-    train_job(plan(origin, tmp_path / "job"), threads=1)
-    kept = recipe.Recipe.train
-
-    def without_codes(*arguments: Any) -> Any:
-        return recipe.replace(kept(*arguments), codes=None)
-
-    monkeypatch.setattr(recipe.Recipe, "train", without_codes)
+    for place in (build, training):
+        monkeypatch.setattr(place, "train", lambda *given: replace(train(*given), codes=None))
     compile_whole(origin, tmp_path / "whole")
     run_all(plan(origin, tmp_path / "bare"), tmp_path / "out")
     assert load_trained(tmp_path / "bare" / "model" / "trained.npz").codes is None
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
 
 
-def test_the_model_is_that_of_a_plain_compile(origin: Path, tmp_path: Path) -> None:
-    dense = recipe.draw_up(
-        vqdistill.open_source(str(origin / "rows")), *recipe.asked_for(**OPTIONS, queries=str(origin / "queries.npy"))
-    )[0]
-    src = vqdistill.open_source(str(origin / "rows"))
-    model = dense.train(dense.dense_teacher(src, tmp_path / "cache", recipe.Progress())).model
-    kept = load_trained(origin / "job" / "model" / "trained.npz").model
-    assert all(
-        np.array_equal(getattr(model, name), getattr(kept, name)) for name in ("coarse", "codewords", "rotation")
-    )
+def test_the_model_is_that_of_a_plain_compile(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that training leaves, terms and codes of the rows included."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "IndexWriter", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compile_whole(origin, tmp_path / "out")
+    found, wanted = (place / "trained.npz" for place in (origin / "job" / "model", tmp_path / "out.work"))
+    assert found.read_bytes() == wanted.read_bytes()
 
 
 def test_what_is_done_is_not_done_again(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = part_bytes(job)
-    monkeypatch.setattr(recipe.Recipe, "train", None)
+    monkeypatch.setattr(training, "train", None)
     monkeypatch.setattr(parts, "seal", None)
     assert not train_job(job) and not encode_shard(job, 1)
     assert part_bytes(job) == before
@@ -158,6 +157,7 @@ def test_several_may_encode_the_same_shard(origin: Path, job: Path, monkeypatch:
     assert not list(job.glob("*.tmp-*"))
 
 
+@pytest.mark.slow
 def test_the_printed_makefile_gives_the_same_index(origin: Path, tmp_path: Path) -> None:
     shutil.copytree(origin / "rows", tmp_path / "rows")
     text = (ROOT / "docs" / "SHARDS.md").read_text(encoding="utf-8")

@@ -15,8 +15,8 @@ import pytest
 from tests.index.support import flip
 from tests.shards.support import OPTIONS, QUERIES, ROWS, plan, write_input
 from vqdistill.cli import main
+from vqdistill.compiler.trained import Trained
 from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.shards import parts
 from vqdistill.shards.job import StoredFile, open_job
 from vqdistill.shards.parts import encode_shard
 from vqdistill.shards.planning import plan_job
@@ -146,13 +146,13 @@ def test_a_shard_that_changes_while_it_is_encoded_is_refused(tmp_path: Path, mon
     write_input(tmp_path)
     job = plan(tmp_path, tmp_path / "job")
     train_job(job, threads=1)
-    kept = parts.codes_of
+    kept = Trained.codes_of
 
     def touching(*arguments: Any) -> Any:
         os.utime(tmp_path / "rows" / "0.npy", (1, 1))
         return kept(*arguments)
 
-    monkeypatch.setattr(parts, "codes_of", touching)
+    monkeypatch.setattr(Trained, "codes_of", touching)
     with pytest.raises(InvalidInput, match=r"0\.npy has changed while it was encoded"):
         encode_shard(job, 0, threads=1)
     assert not list(job.glob("part-*"))

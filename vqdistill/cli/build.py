@@ -21,14 +21,22 @@ from vqdistill.progress import ConsoleProgress
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
 @click.option("--start", metavar="F", help="A faiss IVF-PQ index of 4 bits, whose lists and codebooks are distilled.")
+@click.option("--engine", type=click.Choice(["ray"]), help="Run on Ray, a task for each file. Default: this process.")
+@click.option("--address", metavar="A", help="Of a Ray cluster. Default: this machine.")
 @build_options
 def compile_command(
-    source: str, out: str, no_distill: bool, as_json: bool, queries: str | None, start: str | None, **options: Any
+    source: str, out: str, no_distill: bool, as_json: bool, engine: str | None, address: str | None, **options: Any
 ) -> None:
     """Train codebooks for INPUT within the budget and write an index."""
-    if start is not None:
-        options["start"] = _start(start, source, options["metric"])
-    report = vqd.compile(source, out, queries=queries, distill=not no_distill, progress=ConsoleProgress(), **options)
+    options |= {"distill": not no_distill, "progress": ConsoleProgress()}
+    if engine is None:
+        if address is not None:
+            raise InvalidInput("--address needs --engine ray, whose cluster it is")
+        if options["start"] is not None:
+            options["start"] = _start(options["start"], source, options["metric"])
+        report = vqd.compile(source, out, **options)
+    else:
+        report = _on_ray(source, out, address, **options)
     if as_json:
         show({"index": out} | report, as_json)
         return
@@ -41,6 +49,16 @@ def compile_command(
     show({"index": out} | report, as_json)
     with vqd.open_index(out) as reader:
         click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
+
+
+def _on_ray(
+    source: str, out: str, address: str | None, start: str | None, warm_start: str | None, **options: Any
+) -> dict[str, Any]:
+    if start is not None or warm_start is not None:
+        raise InvalidInput("--engine ray must begin from nothing, got --start or --warm-start")
+    with needed_by("--engine ray", "ray", extra="ray"):
+        from vqdistill.shards.ray_engine import compile_on_ray
+    return compile_on_ray(source, out, address=address, **options)
 
 
 def _start(path: str, source: str, metric: str | None) -> Any:

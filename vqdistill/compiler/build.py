@@ -19,8 +19,9 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.provenance import made_with
 from vqdistill.compiler.recipe import asked_for, draw_up
-from vqdistill.compiler.train import Trained, search_policy, units
-from vqdistill.compiler.work import WorkDir, work_path
+from vqdistill.compiler.train import search_policy, train, units
+from vqdistill.compiler.trained import Trained
+from vqdistill.compiler.work import WorkDir, require_free, work_path
 from vqdistill.config import Budget, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
@@ -36,7 +37,6 @@ from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels.threads import training_threads
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
-from vqdistill.types import Block, Codes
 
 
 def compile(
@@ -145,7 +145,7 @@ def compile(
     wanted = wishes.target
     progress = progress or Progress()
     begin = time.perf_counter()
-    _require_free(out, resume)
+    require_free(out, resume)
     src = open_source(input, metric=metric, ids=ids)
     if start is not None:
         if warm_start is not None:
@@ -162,7 +162,7 @@ def compile(
     dense_teacher = recipe.dense_teacher(src, Path(f"{out}.cache"), progress)
     with WorkDir(work_path(out), made, resume=resume) as work, training_threads(wishes.cores):
         if work.trained is None:
-            work.keep_trained(recipe.train(dense_teacher, warm, start))
+            work.keep_trained(train(recipe, dense_teacher, warm, start))
         done = work.trained
         assert done is not None
         done, proof = recipe.reported(done), recipe.proof(done, dense_teacher)
@@ -260,20 +260,10 @@ def encode(
             stage.skip(writer.n)
             for block in src.blocks(sizes.block_rows(src.dim), writer.n):
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
-                writer.add(ids, codes_of(done, block), block.rows)
+                writer.add(ids, done.codes_of(block), block.rows)
                 stage.advance(len(block.rows))
         with progress.stage("write index", writer.payload_bytes, "B") as stage:
             return writer.publish(plan.to_json(), done.search, done.report, proof, stage.advance)
-
-
-def codes_of(done: Trained, block: Block) -> Codes:
-    """Codes of a block of rows: those that training has left, or the same made anew."""
-    end = block.start + len(block.rows)
-    if done.codes is not None:
-        return Codes(done.codes.lists[block.start : end], done.codes.codes[block.start : end])
-    rows, model = np.arange(block.start, end), done.model
-    terms, list_terms = (None if known is None else known.take(rows) for known in (model.terms, model.list_terms))
-    return model.encode(block.rows, terms, list_terms)
 
 
 def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[IvfPqModel, str]:
@@ -284,14 +274,6 @@ def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[Ivf
         model, manifest = reader.model, reader.manifest
     WarmStart(model).require_match(plan.model, plan.metric, plan.facts.dim)
     return model, f"{manifest.index_id.hex()} {manifest.generation}"
-
-
-def _require_free(out: str | Path, resume: bool) -> None:
-    # A process that was killed after it published, before it removed its work, has only that left to do.
-    if os.path.lexists(out) and not (resume and work_path(out).is_dir()):
-        raise InvalidInput(f"{out} exists already; remove it or choose another name")
-    if not Path(out).absolute().parent.is_dir():
-        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
 
 
 def _require_same_index(path: Path, index_id: bytes) -> Manifest:

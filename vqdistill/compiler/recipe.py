@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vqdistill.compiler.decide import Wishes, decide
 from vqdistill.compiler.memory import (
@@ -16,16 +16,17 @@ from vqdistill.compiler.memory import (
     sizes_within,
 )
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.prediction import Prediction
 from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.supervision import DenseTeacher, teacher_kind
-from vqdistill.compiler.train import Trained, train
+from vqdistill.compiler.trained import Trained
 from vqdistill.config import DistillConfig
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.teacher import ExactSearch, ExactTeacher, Judge
 from vqdistill.errors import InvalidInput
-from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.progress import Progress
+
+if TYPE_CHECKING:
+    from vqdistill.compiler.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,6 @@ class Recipe:
         """Return what searches the rows of `src`; finished lists are kept in the folder `cache`."""
         wishes = self.wishes
         return DenseTeacher(src, cache, wishes.seed, wishes.cores, progress, self.sizes, exact)
-
-    def train(self, dense: DenseTeacher, warm: IvfPqModel | None = None, start: IvfPqModel | None = None) -> Trained:
-        """Train the model; parameters and errors as for `train.train`."""
-        asked = self.wishes
-        return train(self.plan, self.config, asked.queries, asked.teacher, asked.mix, dense, asked.target, warm, start)
 
     def reported(self, done: Trained) -> Trained:
         """Return what was trained with what had been expected of it in its report."""

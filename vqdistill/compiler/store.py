@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.compiler.plan import CompilePlan
-from vqdistill.compiler.train import Trained
+from vqdistill.compiler.trained import Trained
 from vqdistill.data.flat import READ_ERRORS
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.errors import InvalidInput, VqdistillError

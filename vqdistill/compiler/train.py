@@ -3,63 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vqdistill.compiler.adapted import adapt
 from vqdistill.compiler.passes import settle
-from vqdistill.compiler.plan import CompilePlan
+from vqdistill.compiler.recipe import Recipe
 from vqdistill.compiler.supervision import FEWEST_CERTIFIED, DenseTeacher, Supervision, supervise
-from vqdistill.config import DistillConfig, RecallTarget
-from vqdistill.data.teacher import Judge
+from vqdistill.compiler.trained import Trained
 from vqdistill.distill.trainer import Distiller
 from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput
 from vqdistill.index.contents import learned_shape
 from vqdistill.index.policy import DEFAULT_REFINE, UNCALIBRATED_SHARE, SearchPolicy
 from vqdistill.model.ivfpq import IvfPqModel
-from vqdistill.types import Codes, F32Rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """All that the rows are encoded and an index is published with."""
-
-    plan: CompilePlan
-    """Settled: without room for adapters that were refused."""
-    model: IvfPqModel
-    report: dict[str, Any]
-    """JSON object: what each stage brought."""
-    search: SearchPolicy
-    """Calibrated defaults."""
-    held_out: F32Rows | None = None
-    """(t, d) queries that decided in training, prepared, as they come; None without training"""
-    reserved: F32Rows | None = None
-    """(r, d) queries that nothing has seen, likewise"""
-    pseudo: bool = False
-    """Whether both were made from the corpus."""
-    codes: Codes | None = None
-    """Of all rows, where training has coded them already."""
+from vqdistill.types import F32Rows
 
 
 def train(
-    plan: CompilePlan,
-    config: DistillConfig,
-    queries: Any,
-    teacher: str | Judge,
-    mix: float,
-    dense: DenseTeacher,
-    wanted: RecallTarget | None = None,
-    warm: IvfPqModel | None = None,
-    given: IvfPqModel | None = None,
+    recipe: Recipe, dense: DenseTeacher, warm: IvfPqModel | None = None, given: IvfPqModel | None = None
 ) -> Trained:
-    """Train what `plan` asks for.
+    """Train what a recipe asks for.
 
     Parameters
     ----------
-    queries, teacher, mix : as for `compile`
     dense : searches the rows of the source
-    wanted : recall that is to be proven
     warm : a model to go on from
     given : an undistilled model to begin with
 
@@ -68,10 +36,12 @@ def train(
     InvalidInput
         If queries, teacher or rows are not usable, or queries are too few to prove what is wanted.
     """
-    lesson = supervise(dense.src, queries, teacher, dense, proven=wanted is not None)
+    plan, asked = recipe.plan, recipe.wishes
+    wanted = asked.target
+    lesson = supervise(dense.src, asked.queries, asked.teacher, dense, proven=wanted is not None)
     start = None if warm is None else WarmStart(warm)
-    distiller = Distiller(plan.model, config, dense.threads, dense.progress, start, given)
-    model, report, held_out = _teach(distiller, lesson, mix, dense)
+    distiller = Distiller(plan.model, recipe.config, dense.threads, dense.progress, start, given)
+    model, report, held_out = _teach(distiller, lesson, asked.mix, dense)
     provable = len(lesson.reserved) > 0 and len(held_out) > 0
     if not provable:
         if wanted is not None:

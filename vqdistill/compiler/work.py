@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from vqdistill.compiler.store import load_trained, save_trained
-from vqdistill.compiler.train import Trained
+from vqdistill.compiler.trained import Trained
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, temporary_suffix
 from vqdistill.index.runs import Run, RunLog, checksum
@@ -96,11 +96,7 @@ class WorkDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None or issubclass(kind, (InvalidInput, BudgetInfeasible)):
-            # Whole or not at all: half of it would look like work to be done again.
-            gone = self.path.with_name(f"{self.path.name}.{temporary_suffix()}")
-            with contextlib.suppress(OSError):
-                self._ops.rename(self.path, gone)
-                self._ops.remove_tree(gone)
+            discard(self.path, self._ops)
         os.close(self._fd)
 
     def _open(self, resume: bool) -> int:
@@ -108,9 +104,7 @@ class WorkDir:
             self._ops.make_dir(self.path)
         except FileExistsError:
             if not resume:
-                raise InvalidInput(
-                    f"{self.path} is left from an interrupted compile: go on with --resume (resume=True) or remove it"
-                ) from None
+                raise left_over(self.path) from None
             if not self.path.is_dir() or any(not _is_ours(name) for name in os.listdir(self.path)):
                 raise InvalidInput(f"{self.path} is no work directory of a compile, so it cannot be resumed") from None
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -178,6 +172,37 @@ def work_path(out: str | Path) -> Path:
     return Path(f"{out}.work")
 
 
+def discard(path: Path, ops: FileOps) -> None:
+    """Remove work whole or not at all: half of it would look like work to be done again."""
+    gone = path.with_name(f"{path.name}.{temporary_suffix()}")
+    with contextlib.suppress(OSError):
+        ops.rename(path, gone)
+        ops.remove_tree(gone)
+
+
+def left_over(path: Path) -> InvalidInput:
+    """Return what refuses to begin beside work that waits."""
+    return InvalidInput(f"{path} is left from an interrupted compile: go on with --resume (resume=True) or remove it")
+
+
+def require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with work that was made with something else; name -> value, both JSON-ready."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            shown = f"another {name}" if len(f"{old}{new}") > 80 else f"{name} {old}, got {new}"
+            raise InvalidInput(f"{path} was made with {shown}: ask for the same, or remove it to start afresh")
+
+
+def require_free(out: str | Path, resume: bool) -> None:
+    """Refuse an index that is there, unless work beside it is to be resumed, and one that would lie in no folder."""
+    # A process that was killed after it published, before it removed its work, has only that left to do.
+    if os.path.lexists(out) and not (resume and work_path(out).is_dir()):
+        raise InvalidInput(f"{out} exists already; remove it or choose another name")
+    if not Path(out).absolute().parent.is_dir():
+        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
+
+
 def _entries(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
     """Yield the sound lines of a journal and where each ends, up to the first that is not."""
     at = 0
@@ -197,12 +222,7 @@ def _entries(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:
 def _require_same(path: Path, made: dict[str, Any], head: dict[str, Any]) -> None:
     if made.get("format") != FORMAT or not isinstance(made.get("made_with"), dict):
         raise InvalidInput(f"{path} is of another version, so it cannot be resumed; remove it to start afresh")
-    before, now = made["made_with"], head["made_with"]
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if old != new:
-            shown = f"another {name}" if len(f"{old}{new}") > 80 else f"{name} {old}, got {new}"
-            raise InvalidInput(f"{path} was made with {shown}: ask for the same, or remove it to start afresh")
+    require_same(path, made["made_with"], head["made_with"])
 
 
 def _is_ours(name: str) -> bool:

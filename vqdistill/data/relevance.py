@@ -98,6 +98,12 @@ class Relevance:
             raise InvalidInput(f"k must be at least 0, got {k}")
         return self._keep(self._ranks() < k)
 
+    def merged(self, other: Relevance, k: int) -> Relevance:
+        """Best k documents of each query in either of two, whose documents differ."""
+        queries = np.concatenate([self.query_of_entries(), other.query_of_entries()])
+        docs, scores = np.concatenate([self.docs, other.docs]), np.concatenate([self.scores, other.scores])
+        return Relevance.from_pairs(queries, docs, scores, self.n_queries).top(k)
+
     def restrict(self, rows: npt.NDArray[Any]) -> Relevance:
         """Keep only entries whose document is among `rows`; documents keep their numbers."""
         return self._keep(np.isin(self.docs, rows))

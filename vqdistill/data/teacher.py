@@ -107,7 +107,7 @@ class ExactTeacher:
             self.src.n,
             depth,
             l2=l2,
-            shift=_shift(self.src) if l2 else None,
+            shift=shift_of(self.src) if l2 else None,
             exclude=exclude,
             threads=self._threads,
             progress=self._progress,
@@ -371,8 +371,10 @@ def _checked(relevance: Relevance, n_queries: int, n: int) -> Relevance:
     return relevance
 
 
-def _shift(src: EmbeddingSource) -> npt.NDArray[np.float32]:
-    """Mean of the first rows; whole numbers for stored integers, whose distances then stay exact."""
+def shift_of(src: EmbeddingSource) -> npt.NDArray[np.float32]:
+    """(dim,) what exact search subtracts from both sides under l2: the mean of the first rows; whole numbers for stored
+    integers, whose distances then stay exact.
+    """
     first: Iterator[Block] = src.blocks()
     mean = next(first).rows.mean(axis=0, dtype=np.float64)
     return np.asarray(np.rint(mean) if "int" in src.dtype else mean, dtype=np.float32)

@@ -244,6 +244,11 @@ def open_job(folder: str | Path, threads: int | None = None) -> tuple[Job, str]:
         raise InvalidInput(f"{Path(folder) / PLAN} is no plan that can be used: {error}") from None
 
 
+def job_cache(folder: str | Path) -> Path:
+    """Return where finished lists of the dense teacher are kept."""
+    return Path(folder) / "cache"
+
+
 def require_unchanged(files: Iterable[StoredFile]) -> None:
     """Refuse files that are no longer what they were; raises as `StoredFile.require_same`."""
     for file in files:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vqdistill.compiler.build import codes_of
-from vqdistill.compiler.train import Trained
+from vqdistill.compiler.trained import Trained
 from vqdistill.data.sources import row_bytes
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps
@@ -16,8 +15,8 @@ from vqdistill.index.runs import Run, Runs, checksum
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
 from vqdistill.shards.job import PROTOCOL, InputShard, Job, open_job
+from vqdistill.shards.model import read_model
 from vqdistill.shards.sealed import read_record, seal
-from vqdistill.shards.training import read_model
 from vqdistill.types import Block
 
 _RECORD = "part.json"
@@ -132,7 +131,7 @@ class _Encoder:
             for block in src.blocks(sizes.block_rows(src.dim)):
                 here = Block(shard.start + block.start, block.rows)
                 ids = src.ids.slice(block.start, block.start + len(block.rows)) if src.ids else None
-                runs.add(intake.encode(ids, codes_of(self._trained, here), block.rows, here.start))
+                runs.add(intake.encode(ids, self._trained.codes_of(here), block.rows, here.start))
                 stage.advance(len(block.rows))
         runs.flush()
         if _stamp(shard) != before:

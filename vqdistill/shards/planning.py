@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,8 @@ from vqdistill.index.files import FileOps
 from vqdistill.progress import Progress
 from vqdistill.shards.job import PLAN, IdsOfRows, InputShard, Job, StoredFile
 from vqdistill.shards.sealed import seal
+
+Describe = Callable[[Sequence[str]], Iterable[StoredFile]]
 
 
 def plan_job(
@@ -57,12 +59,17 @@ def plan_job(
     if os.path.lexists(folder) or not folder.absolute().parent.is_dir():
         raise InvalidInput(f"job {folder} must not exist, in a directory that does")
     job = draw_job(inputs, ids=ids, metric=metric, build_ram=build_ram, progress=progress, **options)
+    write_plan(folder, job, ops or FileOps())
+    return job
+
+
+def write_plan(folder: Path, job: Job, ops: FileOps) -> None:
+    """Make the folder of a job; raises as `plan_job`."""
 
     def taken() -> bool:
         raise InvalidInput(f"job {folder} must not exist, but it does")
 
-    seal(ops or FileOps(), folder, PLAN, lambda _: job.to_json(), taken)
-    return job
+    seal(ops, folder, PLAN, lambda _: job.to_json(), taken)
 
 
 def draw_job(
@@ -72,9 +79,15 @@ def draw_job(
     metric: str | None = None,
     build_ram: str | int | None = None,
     progress: Progress | None = None,
+    describe: Describe = lambda paths: map(StoredFile.of, paths),
     **options: Any,
 ) -> Job:
-    """Make the plan of a job and write nothing; parameters and errors as for `plan_job`."""
+    """Make the plan of a job and write nothing; parameters and errors as for `plan_job`.
+
+    Parameters
+    ----------
+    describe : reads all bytes of the files of rows, in place of this process
+    """
     progress = progress or Progress()
     wishes, config = asked_for(**options)
     named = _distinct([file for each in inputs for file in files_of(str(each))])
@@ -87,7 +100,7 @@ def draw_job(
         open_queries(asked.queries, src)
     recipe, _ = draw_up(src, asked, config, build_ram, progress)
     return Job(
-        shards=_shards(named, rows, progress),
+        shards=_shards(named, rows, describe, progress),
         files=_other_files(asked, column),
         ids=column,
         fingerprint=src.fingerprint(),
@@ -137,12 +150,14 @@ def _rows_of(names: Sequence[str], metric: str | None, ids: IdsOfRows | None) ->
     return rows
 
 
-def _shards(named: Sequence[tuple[str, str | None]], rows: Sequence[int], progress: Progress) -> tuple[InputShard, ...]:
-    starts = [0, *accumulate(rows)]
-    shards = []
+def _shards(
+    named: Sequence[tuple[str, str | None]], rows: Sequence[int], describe: Describe, progress: Progress
+) -> tuple[InputShard, ...]:
+    starts, shards = [0, *accumulate(rows)], []
     with progress.stage("checksums", len(named), "files") as stage:
-        for (path, key), start, count in zip(named, starts, rows, strict=False):
-            shards.append(InputShard(file=StoredFile.of(path), key=key, start=start, rows=count))
+        files = describe([path for path, _ in named])
+        for file, (_, key), start, count in zip(files, named, starts, rows, strict=False):
+            shards.append(InputShard(file=file, key=key, start=start, rows=count))
             stage.advance()
     return tuple(shards)
 

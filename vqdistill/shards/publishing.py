@@ -14,9 +14,9 @@ from vqdistill.index.manifest import Manifest
 from vqdistill.index.runs import Run, RunLog
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
-from vqdistill.shards.job import Job, open_job
+from vqdistill.shards.job import Job, job_cache, open_job
+from vqdistill.shards.model import read_model
 from vqdistill.shards.parts import read_part
-from vqdistill.shards.training import cache_of, read_model
 
 _NAMED = 5
 """Parts that a message names at most."""
@@ -29,6 +29,7 @@ def commit_job(
     threads: int | None = None,
     progress: Progress | None = None,
     exact: ExactSearch = ExactTeacher,
+    scratch: Path | None = None,
     ops: FileOps | None = None,
 ) -> Manifest:
     """Check all parts of a job, and publish what a compile of all shards would have written, byte for byte.
@@ -39,6 +40,8 @@ def commit_job(
     out : index to make; one that this job has made already stays, and is returned
     threads : None = all cores; the index does not depend on it
     exact : searches exactly, in place of this process
+    scratch : where the index is made, on the same file system as `out`; what is there is removed first. None = a new
+        name beside `out`
     ops : file operations; replaced in tests
 
     Raises
@@ -56,8 +59,8 @@ def commit_job(
     with progress.stage("check parts", len(job.shards), "parts") as stage:
         runs = _all_runs(folder, job, digest, name, stage.advance)
     src, recipe = job.open_source(), job.recipe
-    dense = recipe.dense_teacher(src, cache_of(folder), progress, exact)
-    log = RunLog(Path(folder), runs, _refuse_more)
+    dense = recipe.dense_teacher(src, job_cache(folder), progress, exact)
+    log = RunLog(Path(folder), runs, _refuse_more, scratch)
     with training_threads(recipe.wishes.cores):
         return encode(trained, src, Path(out), progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
 

@@ -6,18 +6,16 @@ import io
 from pathlib import Path
 from typing import Any
 
-from vqdistill.compiler.store import load_trained, write_trained
-from vqdistill.compiler.train import Trained
+from vqdistill.compiler.store import write_trained
+from vqdistill.compiler.train import train
+from vqdistill.compiler.trained import Trained
 from vqdistill.data.teacher import ExactSearch, ExactTeacher
-from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps, created
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
-from vqdistill.shards.job import PROTOCOL, StoredFile, open_job, require_unchanged
-from vqdistill.shards.sealed import read_record, seal
-
-MODEL = "model"
-_RECORD, _FILE = "model.json", "trained.npz"
+from vqdistill.shards.job import PROTOCOL, StoredFile, job_cache, open_job, require_unchanged
+from vqdistill.shards.model import FILE, MODEL, RECORD, holds_model
+from vqdistill.shards.sealed import seal
 
 
 def train_job(
@@ -51,75 +49,23 @@ def train_job(
     """
     job, digest = open_job(folder, threads)
     target, progress = Path(folder) / MODEL, progress or Progress()
-    if _holds(target, digest):
+    if holds_model(target, digest):
         return False
     require_unchanged(job.files)
     src, cores = job.open_source(), job.recipe.wishes.cores
-    dense = job.recipe.dense_teacher(src, cache_of(folder), progress, exact)
+    dense = job.recipe.dense_teacher(src, job_cache(folder), progress, exact)
     with training_threads(cores):
-        trained = job.recipe.reported(job.recipe.train(dense))
+        trained = job.recipe.reported(train(job.recipe, dense))
     ops = FileOps() if ops is None else ops
-    seal(ops, target, _RECORD, lambda place: _write(ops, place, trained, digest), lambda: _holds(target, digest))
+    seal(ops, target, RECORD, lambda place: _write(ops, place, trained, digest), lambda: holds_model(target, digest))
     return True
-
-
-def read_model(folder: str | Path, digest: str) -> tuple[Trained, str]:
-    """Read the model of a job.
-
-    Parameters
-    ----------
-    digest : of the plan of the folder, see `open_job`
-
-    Returns
-    -------
-    What was trained, and the digest by which parts know it.
-
-    Raises
-    ------
-    InvalidInput
-        If there is none, it is damaged, or is that of another plan.
-    """
-    target = Path(folder) / MODEL
-    name = _require_sound(target, digest)
-    return load_trained(target / _FILE), name
-
-
-def cache_of(folder: str | Path) -> Path:
-    """Where finished lists of the exact teacher are kept."""
-    return Path(folder) / "cache"
 
 
 def _write(ops: FileOps, place: Path, trained: Trained, digest: str) -> dict[str, Any]:
     buffer = io.BytesIO()
     write_trained(trained, buffer)
-    with created(ops, place / _FILE) as fd:
+    with created(ops, place / FILE) as fd:
         ops.write(fd, buffer.getbuffer())
         ops.sync(fd)
-    file = StoredFile.of(place / _FILE)
+    file = StoredFile.of(place / FILE)
     return {"protocol": PROTOCOL, "plan": digest, "trained": {"bytes": file.bytes, "digest": file.digest}}
-
-
-def _holds(target: Path, digest: str) -> bool:
-    """Whether there is a model of the plan; one that is damaged, or of another plan, is refused."""
-    if not target.exists():
-        return False
-    _require_sound(target, digest)
-    return True
-
-
-def _require_sound(target: Path, digest: str) -> str:
-    """Check all of a model, and return its digest."""
-    try:
-        record, name = read_record(target, _RECORD)
-    except FileNotFoundError:
-        raise InvalidInput(f"{target} is missing: train it with `vqdistill shard train {target.parent}`") from None
-    if record.get("protocol") != PROTOCOL or record.get("plan") != digest:
-        got = f"{record.get('protocol')!r}, {record.get('plan')!r}"
-        raise InvalidInput(f"{target} must be a model of protocol {PROTOCOL} and plan {digest}, got {got}")
-    try:
-        whole = StoredFile(str(target / _FILE), **record["trained"]).is_same()
-    except (OSError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InvalidInput(f"{target / _FILE} is damaged: remove {target} and train again")
-    return name
