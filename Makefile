@@ -1,5 +1,5 @@
 # make demo | test | lint | format | build | sample | quality | ablate | bench-check | page-check | console-check |
-# fuzz | neon | sanitize | clean
+# ray-check | fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -65,6 +65,14 @@ page-check:
 console-check: build
 	npm install --silent --no-save --prefix build/page playwright-core axe-core
 	NODE_MODULES=build/page/node_modules $(BIN)/python bench/console.py data/debian-sample.h5
+
+# A compile on Ray, which is installed beside the virtual environment and not into it.
+ray-check: build build/ray/installed
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/ray $(BIN)/python -m pytest -q tests/shards/test_ray_engine.py
+
+build/ray/installed: constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --target build/ray ray
+	touch $@
 
 # Every CPU level that this machine runs against the scalar one, on random calls.
 fuzz: build/fuzz_kernels

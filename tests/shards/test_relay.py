@@ -43,9 +43,23 @@ def test_a_replay_bears_the_loss_of_any_message() -> None:
         assert shown.getvalue().count("\n") in (1, 2)
 
 
+def test_stages_within_stages_are_shown() -> None:
+    told: list[Message] = []
+    progress = Relay(told.append)
+    with progress.stage("write", 8) as outer:
+        with progress.stage("prove"):
+            outer.advance(3)
+        outer.advance(5)
+    shown = io.StringIO()
+    replay = Replay(ConsoleProgress(shown))
+    for message in told:
+        replay.show(message)
+    assert [line.split(" in ")[0] for line in shown.getvalue().splitlines()] == ["prove: done", "write: 8 rows"]
+
+
 def test_few_messages_are_sent() -> None:
     told: list[Message] = []
     with Relay(told.append).stage("encode", 10**6) as stage:
         for _ in range(1000):
             stage.advance()
-    assert len(told) < 20 and told[-2:] == [("done", 1000, 0), ("end",)]
+    assert len(told) < 20 and told[-2:] == [("done", 0, 1000, 0), ("end", 0)]

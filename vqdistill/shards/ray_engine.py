@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ RETRIES = 20
 """Of a task whose worker was lost; one that kills its worker every time ends there."""
 _LOOK_S = 0.5
 """Time between two looks at what workers say."""
+_ANSWER_S = 10.0
+"""Within which a cluster must take a connection."""
 
 
 def compile_on_ray(
@@ -100,7 +103,7 @@ def _compile(crew: _Crew, folder: Path, out: Path, threads: int | None) -> None:
 
         def show(number: int, message: Message) -> None:
             if message[0] == "done":
-                done[number] = max(done[number], message[1])
+                done[number] = max(done[number], message[2])
                 catch_up(stage, sum(done))
 
         tasks = {crew.start(_encode, folder, number, model, crew.board): number for number in range(len(job.shards))}
@@ -252,6 +255,8 @@ def _cluster(address: str | None, threads: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    if address is not None:
+        _require_listener(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     local: dict[str, Any] = {"num_cpus": threads or len(os.sched_getaffinity(0)), "include_dashboard": False}
     try:
@@ -262,6 +267,17 @@ def _cluster(address: str | None, threads: int | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Refuse `host:port` where nothing listens, for which Ray would look for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise VqdistillError(f"Ray cannot be reached at {address}: {error}") from None
 
 
 @contextlib.contextmanager
