@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from tests.contracts import SourceContract
 from tests.data.writers import FORMATS, table
 from vqdistill.data import tables
-from vqdistill.data.sources import EmbeddingSource, open_queries, open_source
+from vqdistill.data.sources import EmbeddingSource, has_column, open_queries, open_shard, open_source
 from vqdistill.errors import InvalidInput
 from vqdistill.types import Metric
 
@@ -295,6 +296,23 @@ class TestIds:
             pq.write_table(pa.table({"id": [f"d{r}" for r in rows], "e": list(x[rows])}), tmp_path / f"{i}.parquet")
         src = open_source(tmp_path, ids="id")
         assert src.ids is not None and src.ids.slice(3, 6) == ["d3", "d4", "d5"]
+
+    @pytest.mark.parametrize("kind", ["column", "sidecar"])
+    def test_of_one_shard_of_several(self, tmp_path: Path, kind: str) -> None:
+        x, cuts, names = table("float32"), (0, 4, 5, 23), [f"d{row}" for row in range(23)]
+        paths = []
+        for number, (a, b) in enumerate(pairwise(cuts)):
+            paths.append(str(tmp_path / f"{number}.npz"))
+            np.savez(paths[-1], train=x[a:b], name=np.array(names[a:b]))
+        (tmp_path / "all.txt").write_text("".join(f"{name}\n" for name in names))
+        ids = "name" if kind == "column" else str(tmp_path / "all.txt")
+        assert has_column(paths, "name") and not has_column(paths, "nome") and not has_column(x, "name")
+        whole = open_source(paths, ids=ids)
+        assert whole.fingerprint() == open_source(x, ids=names).fingerprint()
+        for path, (a, b) in zip(paths, pairwise(cuts), strict=True):
+            part = open_shard(path, a, metric=whole.metric, ids=ids, sidecar=kind == "sidecar")
+            assert part.ids is not None and list(part.ids.slice(0, part.n)) == names[a:b]
+            assert np.array_equal(part.take(np.arange(part.n)), whole.take(np.arange(a, b)))
 
     @pytest.mark.parametrize(
         ("ids", "message"),

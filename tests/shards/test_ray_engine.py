@@ -171,6 +171,8 @@ def test_a_lost_driver_is_resumed(engine: Any, origin: Path, place: Path, monkey
             compile(engine, place)
     job = place / "out.work"
     assert names(place) == ["in", "out.work"]
+    encoded = {str(file.relative_to(job)): file.read_bytes() for file in job.glob("part-*/run-*")}
+    assert encoded and all((origin / "job" / name).read_bytes() == data for name, data in encoded.items())
     shutil.rmtree(job / "part-1")
     (job / "part-1.tmp-0123456789ab").mkdir()
     before = {name: (job / name).stat().st_mtime_ns for name in ("part-0", "part-2", "model")}

@@ -69,7 +69,7 @@ def compile(
 
     Parameters
     ----------
-    input : path, `FILE:key`, folder or glob of shards, NumPy array or torch tensor of shape (n, d)
+    input : path, `FILE:key`, folder or glob of shards, list of paths, NumPy array or torch tensor of shape (n, d)
     out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it; what else is finished
         waits in `<out>.work` until the index is there.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;

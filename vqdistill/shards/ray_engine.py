@@ -34,7 +34,7 @@ RETRIES = 20
 _LOOK_S = 0.5
 """Time between two looks at what workers say."""
 _ANSWER_S = 10.0
-"""Within which a cluster must take a connection."""
+"""Within which a cluster takes a connection, and stops a task."""
 
 
 def compile_on_ray(
@@ -148,6 +148,8 @@ class _Crew:
         finally:
             for task in tasks:
                 ray.cancel(task)
+            if tasks:  # so that nothing writes any more when the job is removed
+                ray.wait(tasks, num_returns=len(tasks), timeout=_ANSWER_S)
 
     def _news(self) -> list[tuple[int, Message]]:
         try:

@@ -1,0 +1,223 @@
+"""Holds compiles in steps, by make and on Ray, against one process: bytes, lost workers, memory, gain of workers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from kill_resume import digest
+from measuring import RESULTS, run, stored
+
+import vqdistill as vqd
+from vqdistill.types import F32Rows
+
+ROOT = Path(__file__).parent.parent
+SHARDS = 8
+KILLS = 10
+SMALL = 12_000, 64
+"""Rows and dimensions of the compiles that lose workers."""
+TILED = 100_000
+"""Rows that memory and encoding are measured with, and four times as many."""
+BUSY = re.compile(rb"ray::(?!\w+Agent)")
+
+
+def read(dataset: str) -> tuple[F32Rows, F32Rows]:
+    """Return rows and learn queries of a dataset."""
+    src = vqd.open_source(dataset)
+    learn = src.companion("learn_queries")
+    assert learn is not None
+    return np.concatenate([block.rows for block in src.blocks()]), learn.take(np.arange(learn.n))
+
+
+def write(place: Path, rows: F32Rows, queries: F32Rows, times: int = 1) -> list[str]:
+    """Write rows, so many times over, as parquet shards, and queries; return the options that name them."""
+    (place / "rows").mkdir(parents=True)
+    for number in range(SHARDS * times):
+        part = np.array_split(rows, SHARDS)[number % SHARDS]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+        pq.write_table(pa.table({"embedding": column}), place / "rows" / f"{number:03d}.parquet")
+    np.save(place / "queries.npy", queries)
+    return [str(place / "rows"), "--queries", str(place / "queries.npy")]
+
+
+def on_ray(inputs: list[str], out: Path, *options: str) -> list[str]:
+    """Return arguments of a compile on Ray."""
+    return [*inputs, "-o", str(out), "--engine", "ray", *options]
+
+
+def same(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
+    """One process, Ray with two workers, and make: indexes of the same shards."""
+    inputs, found = write(place, *read(dataset)), {}
+    found["one process"] = run("compile", *inputs, "-o", str(place / "one"), *options)
+    found["ray"] = run("compile", *on_ray(inputs, place / "ray", "--threads", "2", *options))
+    text = (ROOT / "docs" / "SHARDS.md").read_text(encoding="utf-8")
+    (makefile,) = re.findall(r"^```make\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (place / "Makefile").write_text(makefile, encoding="utf-8")
+    given = " ".join([*inputs[1:], *options])
+    command = ["make", "-j2", f"VQDISTILL={sys.executable} -m vqdistill", f"OPTIONS={given}"]
+    begin = time.perf_counter()
+    subprocess.run(command, cwd=place, check=True, stdout=subprocess.DEVNULL)
+    found["make"] = {"seconds": time.perf_counter() - begin}
+    for name, index in (("one process", "one"), ("ray", "ray"), ("make", "corpus.vqd")):
+        evaluated = run("eval", str(place / index), dataset, "-k", "10")["output"]
+        found[name] |= {"digest": digest(place / index), "recall": evaluated["recall_at_k"]}
+    return found
+
+
+def workers(pid: int) -> list[int]:
+    """Ray's workers below a process, but for its agents."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    below = {pid}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    return sorted(each for each in below - {pid} if _is_busy(each))
+
+
+def _is_busy(pid: int) -> bool:
+    try:
+        return BUSY.match(Path(f"/proc/{pid}/cmdline").read_bytes()) is not None
+    except OSError:
+        return False
+
+
+def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
+    """Workers killed at random moments, and then the driver of another compile."""
+    rows, queries = read(dataset)
+    inputs = write(place, np.ascontiguousarray(rows[: SMALL[0], : SMALL[1]]), queries[:500, : SMALL[1]].copy())
+    run("compile", *inputs, "-o", str(place / "one"), *options)
+    wanted, rng, kills = digest(place / "one"), random.Random(0), list[dict[str, Any]]()
+    compiles = list[dict[str, Any]]()
+    while len(kills) < KILLS:
+        out = place / f"ray{len(compiles)}"
+        with _begun(on_ray(inputs, out, "--threads", "2", *options)) as driver:
+            begin = time.perf_counter()
+            while driver.poll() is None and len(kills) < KILLS:
+                time.sleep(rng.uniform(0.5, 4))
+                if driver.poll() is None and (victims := workers(driver.pid)):
+                    os.kill(rng.choice(victims), signal.SIGKILL)
+                    kills.append({"compile": len(compiles), "after_s": time.perf_counter() - begin})
+            driver.wait()
+        compiles.append({"same": digest(out) == wanted, "left": _left(place, out)})
+    out = place / "lost"
+    with _begun(on_ray(inputs, out, "--threads", "2", *options)) as driver:
+        while not list(place.glob("lost.work/part-?")):
+            time.sleep(0.05)
+        below = workers(driver.pid)
+        driver.kill()
+        driver.wait()
+    seen, parts = _left(place, out), len(list(place.glob("lost.work/part-?")))
+    time.sleep(20)
+    orphans = sum(Path(f"/proc/{pid}").exists() for pid in below)
+    run("compile", *on_ray(inputs, out, "--threads", "2", "--resume", *options))
+    lost = {"parts": parts, "left": seen, "workers": len(below), "orphans": orphans, "same": digest(out) == wanted}
+    return {"kills": kills, "compiles": compiles, "driver": lost}
+
+
+@contextmanager
+def _begun(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "vqdistill", "compile", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        yield driver
+
+
+def _left(place: Path, out: Path) -> list[str]:
+    """Names beside an index that begin as it does, but for itself."""
+    return sorted(path.name for path in place.glob(f"{out.name}*") if path != out)
+
+
+def memory(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
+    """Peak of the driver's memory, and then with four times the rows."""
+    rows, queries = read(dataset)
+    found = {}
+    for times in (1, 4):
+        inputs = write(place / str(times), rows[:TILED], queries[:2000], times)
+        done = run("compile", *on_ray(inputs, place / f"out{times}", "--threads", "2", *options))
+        found[str(times * TILED)] = {name: done[name] for name in ("peak_rss_bytes", "seconds")}
+    return found
+
+
+def gain(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
+    """Seconds of encoding with one worker and with two, which begin with the same model; best of two each."""
+    rows, queries = read(dataset)
+    inputs = write(place, rows[:TILED], queries[:2000], 4)
+    job, spent = place / "job", dict[str, list[float]]()
+    run("shard", "plan", *inputs, "-o", str(job), *options)
+    run("shard", "train", str(job))
+    for attempt in range(2):
+        for count in ("1", "2"):
+            out = place / f"out{attempt}-{count}"
+            shutil.copytree(job, f"{out}.work")
+            command = [sys.executable, "-m", "vqdistill", "compile", *on_ray(inputs, out, "--threads", count, *options)]
+            done = subprocess.run([*command, "--resume"], check=True, capture_output=True, text=True)
+            (seconds,) = re.findall(r"^encode: [\d,]+ rows in ([\d.]+) s", done.stderr, re.MULTILINE)
+            spent.setdefault(count, []).append(float(seconds))
+            shutil.rmtree(out)
+    return {"seconds": spent, "gain": min(spent["1"]) / min(spent["2"]), "load": os.getloadavg()}
+
+
+MEASURES = {
+    "same": (same, ["--ram", "16B/vec"]),
+    "killed": (killed, ["--ram", "8B/vec", "--codes", "pq", "--no-distill"]),
+    "memory": (memory, ["--ram", "16B/vec", "--codes", "pq", "--no-distill"]),
+    "gain": (gain, ["--ram", "16B/vec", "--codes", "additive", "--no-distill"]),
+}
+
+
+def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
+    """Say what was found."""
+    if name == "same":
+        for who in ("one process", "ray", "make"):
+            each = found[who]
+            yield f"{who}: index {each['digest']}, recall@10 {each['recall']:.4f}, {each['seconds']:.0f} s"
+    elif name == "killed":
+        equal = sum(each["same"] and not each["left"] for each in found["compiles"])
+        yield f"{len(found['kills'])} workers killed in {len(found['compiles'])} compiles, {equal} with the same index"
+        yield f"driver killed: {found['driver']}"
+    elif name == "memory":
+        few, many = found[str(TILED)], found[str(4 * TILED)]
+        megabytes = [each["peak_rss_bytes"] / 1e6 for each in (few, many)]
+        yield f"driver: {megabytes[0]:.0f} MB with {TILED:,} rows, {megabytes[1]:.0f} MB with four times as many"
+    else:
+        yield f"encoding: {found['seconds']} s by workers, gain {found['gain']:.2f}, load {found['load']}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("--only", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--dir", help="folder for inputs and indexes; default: one that is removed")
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        measure, options = MEASURES[name]
+
+        def measured(measure: Any = measure, options: list[str] = options) -> dict[str, Any]:
+            with tempfile.TemporaryDirectory(dir=arguments.dir) as place:
+                return dict(measure(arguments.dataset, Path(place), options))
+
+        for text in lines(name, stored(RESULTS / "sharded" / f"{name}.json", measured)):
+            print(f"{name}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
