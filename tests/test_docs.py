@@ -28,7 +28,7 @@ RUN = {"python": [sys.executable, "-"], "sh": ["bash", "-euo", "pipefail", "-s"]
 FRAMEWORKS = {"haystack", "langchain_core", "llama_index", "sklearn"}
 """Modules of which some may be missing; blocks that import them are skipped then."""
 SHOWN = {"text", "json", "make"}
-"""Languages of blocks that are output, not input."""
+"""Languages of blocks that are output, or that have a test of their own."""
 
 
 @pytest.fixture(scope="module", params=DOCUMENTS, ids=lambda path: path.name)

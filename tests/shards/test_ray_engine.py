@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,22 @@ def test_it_says_how_to_install_ray(
         main(["compile", "rows", "-o", str(tmp_path / "out"), "--engine", "ray"])
     assert done.value.code == 2
     assert "vqdistill: --engine ray needs ray: pip install 'vqdistill[ray]'" in capsys.readouterr().err
+
+
+def test_nothing_but_the_result_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray prints to standard output that a worker is lost."""
+
+    def chatty(*_: Any, **__: Any) -> dict[str, Any]:
+        print("a worker died")
+        return {"plan": 0, "prediction": 0, "certificate": 0, "timings": 0, "seconds": 1.0}
+
+    monkeypatch.setitem(sys.modules, "vqdistill.shards.ray_engine", SimpleNamespace(compile_on_ray=chatty))
+    with pytest.raises(SystemExit):
+        main(["compile", "rows", "-o", str(tmp_path / "out"), "--engine", "ray", "--json"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["seconds"] == 1.0 and err == "a worker died\n"
 
 
 # What does
@@ -227,8 +245,8 @@ def test_a_killed_driver_leaves_no_process_and_nothing_visible(place: Path) -> N
     assert len(busy) >= 2
     assert within(30, lambda: not any(Path(f"/proc/{pid}").exists() for pid in busy))
     assert names(place) == ["in", "out.work"]
-    subprocess.run([*command, "--resume"], cwd=ROOT, check=True, timeout=200, capture_output=True)
-    assert names(place) == ["in", "out"]
+    done = subprocess.run([*command, "--resume"], cwd=ROOT, check=True, timeout=200, capture_output=True)
+    assert json.loads(done.stdout)["index"] == str(place / "out") and names(place) == ["in", "out"]
     # Ray's agents look for a minute for those that they report to.
     assert within(90, lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from typing import Any
 
 import click
@@ -58,7 +60,8 @@ def _on_ray(
         raise InvalidInput("--engine ray must begin from nothing, got --start or --warm-start")
     with needed_by("--engine ray", "ray", extra="ray"):
         from vqdistill.shards.ray_engine import compile_on_ray
-    return compile_on_ray(source, out, address=address, **options)
+    with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of lost workers, between our JSON
+        return compile_on_ray(source, out, address=address, **options)
 
 
 def _start(path: str, source: str, metric: str | None) -> Any:
