@@ -106,17 +106,22 @@ def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
     rows, queries = read(dataset)
     inputs = write(place, np.ascontiguousarray(rows[: SMALL[0], : SMALL[1]]), queries[:500, : SMALL[1]].copy())
     run("compile", *inputs, "-o", str(place / "one"), *options)
+    run("shard", "plan", *inputs, "-o", str(place / "job"), *options)
+    run("shard", "train", str(place / "job"))
     wanted, rng, kills = digest(place / "one"), random.Random(0), list[dict[str, Any]]()
     compiles = list[dict[str, Any]]()
     while len(kills) < KILLS:
         out = place / f"ray{len(compiles)}"
-        with _begun(on_ray(inputs, out, "--threads", "2", *options)) as driver:
+        if compiles:  # the first does all, the others encode and publish
+            shutil.copytree(place / "job", f"{out}.work")
+        with _begun(on_ray(inputs, out, "--threads", "2", "--resume", *options)) as driver:
             begin = time.perf_counter()
             while driver.poll() is None and len(kills) < KILLS:
-                time.sleep(rng.uniform(0.5, 4))
+                time.sleep(rng.uniform(1, 14))
+                stage = sorted(path.name for path in Path(f"{out}.work").glob("*"))
                 if driver.poll() is None and (victims := workers(driver.pid)):
                     os.kill(rng.choice(victims), signal.SIGKILL)
-                    kills.append({"compile": len(compiles), "after_s": time.perf_counter() - begin})
+                    kills.append({"compile": len(compiles), "after_s": time.perf_counter() - begin, "job": stage})
             driver.wait()
         compiles.append({"same": digest(out) == wanted, "left": _left(place, out)})
     out = place / "lost"
@@ -137,8 +142,12 @@ def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
 @contextmanager
 def _begun(arguments: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "vqdistill", "compile", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
-        yield driver
+    with tempfile.TemporaryFile("w+") as said:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said) as driver:
+            yield driver
+        if driver.returncode not in (0, -signal.SIGKILL):
+            said.seek(0)
+            raise SystemExit(f"failed: {said.read()}")
 
 
 def _left(place: Path, out: Path) -> list[str]:

@@ -104,6 +104,16 @@ def test_the_model_is_that_of_a_plain_compile(origin: Path, tmp_path: Path, monk
     assert found.read_bytes() == wanted.read_bytes()
 
 
+def test_a_cap_on_memory_holds_in_every_step(origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same sizes as in one process, and no freed memory is kept."""
+    kept = list[str]()
+    monkeypatch.setattr(recipe, "give_back_freed_memory", lambda: kept.append("step"))
+    compile_whole(origin, tmp_path / "whole", build_ram="600MiB")
+    run_all(plan(origin, tmp_path / "job", build_ram="600MiB"), tmp_path / "out")
+    assert len(kept) == 1 + 3 + len(CUTS) - 1
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "whole")
+
+
 def test_what_is_done_is_not_done_again(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = part_bytes(job)
     monkeypatch.setattr(training, "train", None)

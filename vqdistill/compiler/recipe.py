@@ -42,6 +42,11 @@ class Recipe:
     prediction: dict[str, Any] | None
     """What trials expect of the index, JSON-ready; None without trials."""
 
+    def keep_to_cap(self) -> None:
+        """Let this process, which goes by the recipe, hold no memory that it has freed, if there is a cap."""
+        if self.capped:
+            give_back_freed_memory()
+
     def to_json(self) -> dict[str, Any]:
         """Return as JSON values what the bytes of an index depend on, but for files."""
         return {
@@ -141,6 +146,7 @@ def draw_up(
         capped=build_ram is not None,
         prediction=None if prediction is None else prediction.lasting(),
     )
+    recipe.keep_to_cap()
     return recipe, prediction
 
 
@@ -149,6 +155,5 @@ def _capped(build_ram: str | int, plan: CompilePlan, src: EmbeddingSource, threa
     cap = parse_cap(build_ram)
     sizes = sizes_within(cap, plan, threads=threads, source_bytes=src.resident_bytes)
     require_room_to_prove(sizes, cap, plan, threads=threads, source_bytes=src.resident_bytes)
-    give_back_freed_memory()
     progress.note(f"build-ram    {sizes.explain(cap)}")
     return sizes

@@ -69,6 +69,7 @@ def encode_shard(
 
     if holds():
         return False
+    job.recipe.keep_to_cap()
     ops = FileOps() if ops is None else ops
     with training_threads(job.recipe.wishes.cores):
         runs = _Encoder(job, shard, trained, progress or Progress(), ops)

@@ -59,6 +59,7 @@ def commit_job(
     with progress.stage("check parts", len(job.shards), "parts") as stage:
         runs = _all_runs(folder, job, digest, name, stage.advance)
     src, recipe = job.open_source(), job.recipe
+    recipe.keep_to_cap()
     dense = recipe.dense_teacher(src, job_cache(folder), progress, exact)
     log = RunLog(Path(folder), runs, _refuse_more, scratch)
     with training_threads(recipe.wishes.cores):

@@ -52,6 +52,7 @@ def train_job(
     if holds_model(target, digest):
         return False
     require_unchanged(job.files)
+    job.recipe.keep_to_cap()
     src, cores = job.open_source(), job.recipe.wishes.cores
     dense = job.recipe.dense_teacher(src, job_cache(folder), progress, exact)
     with training_threads(cores):
