@@ -1,4 +1,4 @@
-"""Holds compiles in steps, by make and on Ray, against one process: bytes, lost workers, memory, gain of workers."""
+"""Holds compiles in steps, by make and on Ray, against one process: bytes, lost workers, the driver's memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,12 @@ from vqdistill.types import F32Rows
 
 ROOT = Path(__file__).parent.parent
 SHARDS = 8
-KILLS = 10
+KILLS, KILLS_EACH = 10, 3
+"""Workers that are killed at least, and in each compile at most."""
 SMALL = 12_000, 64
 """Rows and dimensions of the compiles that lose workers."""
-TILED = 100_000
-"""Rows that memory and encoding are measured with, and four times as many."""
+FEW = 25_000
+"""Rows that memory is measured with, and four times as many."""
 BUSY = re.compile(rb"ray::(?!\w+Agent)")
 
 
@@ -115,13 +116,14 @@ def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
         if compiles:  # the first does all, the others encode and publish
             shutil.copytree(place / "job", f"{out}.work")
         with _begun(on_ray(inputs, out, "--threads", "2", "--resume", *options)) as driver:
-            begin = time.perf_counter()
-            while driver.poll() is None and len(kills) < KILLS:
-                time.sleep(rng.uniform(1, 14))
+            begin, moments = time.perf_counter(), sorted(rng.uniform(5, 90) for _ in range(KILLS_EACH))
+            for moment in moments:
+                with suppress(subprocess.TimeoutExpired):
+                    driver.wait(max(0.0, begin + moment - time.perf_counter()))
                 stage = sorted(path.name for path in Path(f"{out}.work").glob("*"))
                 if driver.poll() is None and (victims := workers(driver.pid)):
                     os.kill(rng.choice(victims), signal.SIGKILL)
-                    kills.append({"compile": len(compiles), "after_s": time.perf_counter() - begin, "job": stage})
+                    kills.append({"compile": len(compiles), "after_s": moment, "job": stage})
             driver.wait()
         compiles.append({"same": digest(out) == wanted, "left": _left(place, out)})
     out = place / "lost"
@@ -156,40 +158,31 @@ def _left(place: Path, out: Path) -> list[str]:
 
 
 def memory(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
-    """Peak of the driver's memory, and then with four times the rows."""
+    """Peak of the driver's own memory, and then with four times the rows."""
     rows, queries = read(dataset)
     found = {}
     for times in (1, 4):
-        inputs = write(place / str(times), rows[:TILED], queries[:2000], times)
-        done = run("compile", *on_ray(inputs, place / f"out{times}", "--threads", "2", *options))
-        found[str(times * TILED)] = {name: done[name] for name in ("peak_rss_bytes", "seconds")}
+        inputs = write(place / str(times), rows[:FEW], queries[:500], times)
+        peak = 0
+        with _begun(on_ray(inputs, place / f"out{times}", "--threads", "2", *options)) as driver:
+            while driver.poll() is None:
+                peak = max(peak, _peak(driver.pid))
+                time.sleep(0.2)
+        found[str(times * FEW)] = {"peak_rss_bytes": peak}
     return found
 
 
-def gain(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
-    """Seconds of encoding with one worker and with two, which begin with the same model; best of two each."""
-    rows, queries = read(dataset)
-    inputs = write(place, rows[:TILED], queries[:2000], 4)
-    job, spent = place / "job", dict[str, list[float]]()
-    run("shard", "plan", *inputs, "-o", str(job), *options)
-    run("shard", "train", str(job))
-    for attempt in range(2):
-        for count in ("1", "2"):
-            out = place / f"out{attempt}-{count}"
-            shutil.copytree(job, f"{out}.work")
-            command = [sys.executable, "-m", "vqdistill", "compile", *on_ray(inputs, out, "--threads", count, *options)]
-            done = subprocess.run([*command, "--resume"], check=True, capture_output=True, text=True)
-            (seconds,) = re.findall(r"^encode: [\d,]+ rows in ([\d.]+) s", done.stderr, re.MULTILINE)
-            spent.setdefault(count, []).append(float(seconds))
-            shutil.rmtree(out)
-    return {"seconds": spent, "gain": min(spent["1"]) / min(spent["2"]), "load": os.getloadavg()}
+def _peak(pid: int) -> int:
+    """Largest resident set of a process so far; 0 if it has ended."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 0 if found is None else 1024 * int(found[1])
 
 
 MEASURES = {
     "same": (same, ["--ram", "16B/vec"]),
     "killed": (killed, ["--ram", "8B/vec", "--codes", "pq", "--no-distill"]),
     "memory": (memory, ["--ram", "16B/vec", "--codes", "pq", "--no-distill"]),
-    "gain": (gain, ["--ram", "16B/vec", "--codes", "additive", "--no-distill"]),
 }
 
 
@@ -203,12 +196,10 @@ def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
         equal = sum(each["same"] and not each["left"] for each in found["compiles"])
         yield f"{len(found['kills'])} workers killed in {len(found['compiles'])} compiles, {equal} with the same index"
         yield f"driver killed: {found['driver']}"
-    elif name == "memory":
-        few, many = found[str(TILED)], found[str(4 * TILED)]
-        megabytes = [each["peak_rss_bytes"] / 1e6 for each in (few, many)]
-        yield f"driver: {megabytes[0]:.0f} MB with {TILED:,} rows, {megabytes[1]:.0f} MB with four times as many"
     else:
-        yield f"encoding: {found['seconds']} s by workers, gain {found['gain']:.2f}, load {found['load']}"
+        few, many = found[str(FEW)], found[str(4 * FEW)]
+        megabytes = [each["peak_rss_bytes"] / 1e6 for each in (few, many)]
+        yield f"driver: {megabytes[0]:.0f} MB with {FEW:,} rows, {megabytes[1]:.0f} MB with four times as many"
 
 
 def main() -> None:
