@@ -193,6 +193,27 @@ def test_rows_of_a_large_addition_come_in_batches(tmp_path: Path, monkeypatch: p
     check(path, wanted | dict(zip(ids, x, strict=True)))
 
 
+@pytest.mark.parametrize(
+    ("additions", "sizes"),
+    [
+        ([N], [N, N]),
+        ([2 * N], [3 * N]),
+        ([20, 10, 10], [N, 40]),
+        ([20, 19, 5], [N, 20, 19, 5]),
+    ],
+)
+def test_what_an_addition_is_merged_with(
+    tmp_path: Path, additions: list[int], sizes: list[int], few_merges: None
+) -> None:
+    """Sets that are no larger; of the first only what twice as many rows pay for."""
+    path = tmp_path / "x.vqd"
+    make(path, "rows")
+    searcher = vqd.open(path)
+    for count in additions:
+        searcher.add(rows_of(count, count))
+    assert [rows.n for rows in searcher.reader.manifest.sets] == sizes
+
+
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "x.vqd"
     make(path, "int64")

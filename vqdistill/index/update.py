@@ -40,6 +40,9 @@ BATCH_BYTES = 64 << 20
 """Encoded rows of an addition in memory at a time."""
 SMALL_ROWS = 1024
 """Sets up to this size are always merged with what is added: each costs every search a little."""
+FIRST_SET_PRICE = 2
+"""Rows that must be added for each of the first set before that is merged too: one set more costs a search less than
+writing again what was compiled or compacted."""
 
 
 @dataclass
@@ -302,7 +305,7 @@ class IndexUpdater:
         if not self._batch.n:
             return
         begin, size = len(self._parts), self._batch.n
-        while begin and (self._parts[begin - 1].live <= max(size, SMALL_ROWS)):
+        while begin and self._parts[begin - 1].live * (FIRST_SET_PRICE if begin == 1 else 1) <= max(size, SMALL_ROWS):
             begin -= 1
             size += self._parts[begin].live
         batch, self._batch = self._batch, self._new_batch()
