@@ -17,7 +17,7 @@ from typing import Any
 from vqdistill.compiler.store import load_trained, save_trained
 from vqdistill.compiler.trained import Trained
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, temporary_suffix
+from vqdistill.index.files import FileOps, temporary_name
 from vqdistill.index.runs import Run, RunLog, checksum
 
 FORMAT = 1
@@ -174,7 +174,7 @@ def work_path(out: str | Path) -> Path:
 
 def discard(path: Path, ops: FileOps) -> None:
     """Remove work whole or not at all: half of it would look like work to be done again."""
-    gone = path.with_name(f"{path.name}.{temporary_suffix()}")
+    gone = temporary_name(path)
     with contextlib.suppress(OSError):
         ops.rename(path, gone)
         ops.remove_tree(gone)

@@ -172,7 +172,7 @@ def publish_manifest(ops: FileOps, directory: Path, manifest: Manifest) -> None:
 def replace_file(ops: FileOps, directory: Path, name: str, data: bytes) -> None:
     """Write a small file of a directory, atomically, and sync both."""
     # The name is unique, so that the leftover of a killed writer is never in the way.
-    temporary = directory / f"{name}.{temporary_suffix()}"
+    temporary = temporary_name(directory / name)
     with created(ops, temporary) as fd:
         ops.write(fd, data)
         ops.sync(fd)
@@ -180,8 +180,8 @@ def replace_file(ops: FileOps, directory: Path, name: str, data: bytes) -> None:
     ops.sync_dir(directory)
 
 
-def temporary_beside(out: Path) -> Path:
-    """Return a name beside `out`, which is to be made, to make it under first.
+def require_to_make(out: Path, what: str = "output") -> None:
+    """Require a path at which something can be made.
 
     Raises
     ------
@@ -189,13 +189,20 @@ def temporary_beside(out: Path) -> Path:
         If `out` exists, or is in no directory.
     """
     if os.path.lexists(out) or not out.absolute().parent.is_dir():
-        raise InvalidInput(f"output {out} must not exist, in a directory that does")
-    return out.with_name(f"{out.name}.{temporary_suffix()}")
+        raise InvalidInput(f"{what} {out} must not exist, in a directory that does")
 
 
-def temporary_suffix() -> str:
-    """Return "tmp-" and 12 random hex digits, by which leftovers of a killed writer are recognised."""
-    return f"tmp-{secrets.token_hex(6)}"
+def temporary_beside(out: Path) -> Path:
+    """Return a name beside `out` to make it under first; raises as `require_to_make`."""
+    require_to_make(out)
+    return temporary_name(out)
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the path with "tmp-" and 12 random hex digits behind it, by which leftovers of a killed writer are
+    recognised.
+    """
+    return path.with_name(f"{path.name}.tmp-{secrets.token_hex(6)}")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.contents import adapters_of, arrays_of, layout_of, learned_shape, require_model, stored
 from vqdistill.index.drift import Drift
-from vqdistill.index.files import FileOps, publish_manifest, temporary_suffix, write_error, write_segment
+from vqdistill.index.files import FileOps, publish_manifest, temporary_name, write_error, write_segment
 from vqdistill.index.fit import measure_fit
 from vqdistill.index.idtable import write_id_table
 from vqdistill.index.intake import RowIntake
@@ -97,7 +97,7 @@ class IndexWriter:
         self._open = True
         self._memory_bytes = memory_bytes
         self._keeps_runs = log is not None
-        self._temporary = self._path.with_name(f"{self._path.name}.{temporary_suffix()}")
+        self._temporary = temporary_name(self._path)
         if log is not None and log.index is not None:
             self._temporary = log.index
         with self._all_or_nothing():

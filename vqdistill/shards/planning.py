@@ -14,7 +14,7 @@ from vqdistill.compiler.recipe import asked_for, draw_up
 from vqdistill.data.files import files_of, resolve
 from vqdistill.data.sources import has_column, open_queries, open_source
 from vqdistill.errors import InvalidInput
-from vqdistill.index.files import FileOps
+from vqdistill.index.files import FileOps, require_to_make
 from vqdistill.progress import Progress
 from vqdistill.shards.job import PLAN, IdsOfRows, InputShard, Job, StoredFile
 from vqdistill.shards.sealed import seal
@@ -56,8 +56,7 @@ def plan_job(
         If the disk refuses; nothing is left behind.
     """
     folder = Path(folder)
-    if os.path.lexists(folder) or not folder.absolute().parent.is_dir():
-        raise InvalidInput(f"job {folder} must not exist, in a directory that does")
+    require_to_make(folder, "job")
     job = draw_job(inputs, ids=ids, metric=metric, build_ram=build_ram, progress=progress, **options)
     write_plan(folder, job, ops or FileOps())
     return job

@@ -11,7 +11,7 @@ from typing import Any
 
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.fields import parse_json
-from vqdistill.index.files import FileOps, created, read_small, temporary_suffix, write_error
+from vqdistill.index.files import FileOps, created, read_small, temporary_name, write_error
 
 _DIGEST_BYTES = 16
 _RECORD_MAX_BYTES = 256 << 20
@@ -41,7 +41,7 @@ def seal(
     VqdistillError
         If the disk refuses; nothing is left behind.
     """
-    temporary = _beside(target)
+    temporary = temporary_name(target)
     try:
         ops.make_dir(temporary)
         record = dict(fill(temporary))
@@ -108,17 +108,13 @@ def _put(ops: FileOps, temporary: Path, target: Path, taken: Callable[[], bool])
                 raise
         if taken():
             return False
-        aside = _beside(target)
+        aside = temporary_name(target)
         try:
             ops.rename(target, aside)
         except FileNotFoundError:  # another process was faster
             continue
         ops.remove_tree(aside)
     return False
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f"{target.name}.{temporary_suffix()}")
 
 
 def _signed(record: dict[str, Any]) -> bytes:
