@@ -23,6 +23,7 @@ FLOORS = {
     "progress": 0,
     "_native": 1,
     "kernels": 1,
+    "objects": 1,
     "data": 2,
     "model": 2,
     "documents": 2,
@@ -75,6 +76,7 @@ DOORS = {
     "h5py": {"data", "bench"},
     "lance": {"interchange.lance_dataset"},
     "ray": {"shards.ray_engine"},
+    "fsspec": {"objects.store"},
     "pyarrow": {"data", "interchange.lance_dataset", "bench.systems.lance_system"},
     "threadpoolctl": {"data.exact", "kernels.threads"},
     "click": {"cli", "bench.commands"},
@@ -139,6 +141,7 @@ DOORS = {
 
 LATE = {
     ("data", "pyarrow"),
+    ("objects.store", "fsspec"),
     ("index.reader", "vqdistill.model.ivfpq"),
     ("index.reader", "vqdistill.model.learned"),
     ("index.reader", "vqdistill.model.space"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Any
 
@@ -14,11 +13,12 @@ from vqdistill.cli.options import build_options, build_ram_option
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import InvalidInput, needed_by
+from vqdistill.index.remote import Destination
 from vqdistill.progress import ConsoleProgress
 
 
 @click.command("compile")
-@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
+@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make, or URL; must not exist.")
 @build_ram_option
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
@@ -49,8 +49,7 @@ def compile_command(
         report["timings"],
     )  # shown before the work began, and below
     show({"index": out} | report, as_json)
-    with vqd.open_index(out) as reader:
-        click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
+    click.echo("\n".join(certificate_lines(Destination(out).published().certificate)))
 
 
 def _on_ray(
@@ -81,7 +80,7 @@ def plan_command(
     from vqdistill.compiler.decide import Wishes, decide
     from vqdistill.data.sources import open_queries
 
-    if out is not None and os.path.lexists(out):
+    if out is not None and Destination(out).exists():
         raise InvalidInput(f"{out} exists already")
     src = vqd.open_source(source, metric=options["metric"], ids=options["ids"])
     if queries not in (None, "none"):

@@ -10,6 +10,7 @@ from vqdistill.errors import CorruptIndex, VqdistillError
 from vqdistill.index.checks import segment_problems
 from vqdistill.index.files import CURRENT, open_segment, read_manifest, reading
 from vqdistill.index.spec import is_leftover
+from vqdistill.objects.urls import require_local
 
 
 def verify(path: str | Path) -> list[str]:
@@ -27,11 +28,11 @@ def verify(path: str | Path) -> list[str]:
     Raises
     ------
     InvalidInput
-        If `path` is no directory.
+        If `path` is a URL or no directory.
     FormatTooNew, FormatTooOld
         If the index cannot be checked by this version.
     """
-    return list(_problems(Path(path)))
+    return list(_problems(require_local(path)))
 
 
 def _problems(path: Path) -> Iterator[str]:

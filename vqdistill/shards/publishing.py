@@ -11,6 +11,7 @@ from vqdistill.data.teacher import ExactSearch, ExactTeacher
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.remote import Destination
 from vqdistill.index.runs import Run, RunLog
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
@@ -37,7 +38,8 @@ def commit_job(
     Parameters
     ----------
     folder : with a plan, a model and a part for each shard; stays as it is
-    out : index to make; one that this job has made already stays, and is returned
+    out : index to make, a directory or a URL to which it is uploaded out of `folder`; one that this job has made
+        already stays, and is returned
     threads : None = all cores; the index does not depend on it
     exact : searches exactly, in place of this process
     scratch : where the index is made, on the same file system as `out`; what is there is removed first. None = a new
@@ -53,6 +55,8 @@ def commit_job(
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
+    place = Destination(out, Path(folder))
+    place.require_writable()
     job, digest = open_job(folder, threads)
     trained, name = read_model(folder, digest)
     progress = progress or Progress()
@@ -63,7 +67,7 @@ def commit_job(
     dense = recipe.dense_teacher(src, job_cache(folder), progress, exact)
     log = RunLog(Path(folder), runs, _refuse_more, scratch)
     with training_threads(recipe.wishes.cores):
-        return encode(trained, src, Path(out), progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
+        return encode(trained, src, place, progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
 
 
 def _all_runs(folder: str | Path, job: Job, digest: str, model: str, advance: Callable[[int], None]) -> tuple[Run, ...]:
