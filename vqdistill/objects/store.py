@@ -14,8 +14,13 @@ from vqdistill.errors import InvalidInput, MissingDependency, VqdistillError
 
 READ_BYTES = 8 << 20
 """Read at a time where a file is read from end to end: a request costs as much as a megabyte or more."""
-DRIVERS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "gcs": ("gcsfs", "gs")}
-"""Scheme -> library that fsspec needs for it, and the extra that installs it."""
+DRIVERS = {
+    "s3": ("s3fs", "'vqdistill[s3]'"),
+    "s3a": ("s3fs", "'vqdistill[s3]'"),
+    "gs": ("gcsfs", "gcsfs"),
+    "gcs": ("gcsfs", "gcsfs"),
+}
+"""Scheme -> library that fsspec needs for it, and what is to be installed."""
 
 
 @dataclass(frozen=True)
@@ -258,11 +263,11 @@ def reaching(url: str, *, writing: bool = False) -> Iterator[None]:
 def _store(url: str) -> tuple[Any, str]:
     """File system of a URL, and its path in there."""
     scheme = url.partition("://")[0].lower()
-    library, extra = DRIVERS.get(scheme, ("fsspec", "objects"))
+    library, install = DRIVERS.get(scheme, ("fsspec", "'vqdistill[objects]'"))
     try:
         import fsspec
     except ImportError:
-        raise MissingDependency(f"{scheme}:// needs {library}: pip install 'vqdistill[{extra}]'") from None
+        raise MissingDependency(f"{scheme}:// needs {library}: pip install {install}") from None
     if scheme not in fsspec.available_protocols():
         raise InvalidInput(f"{url} must have a scheme that fsspec knows, such as s3, gs or file, got {scheme}")
     try:
@@ -270,8 +275,8 @@ def _store(url: str) -> tuple[Any, str]:
         with reaching(url):
             fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        how = f"pip install 'vqdistill[{extra}]'" if scheme in DRIVERS else str(error)
-        raise MissingDependency(f"{scheme}:// needs {library}: {how}") from None
+        how = f"{library}: pip install {install}" if scheme in DRIVERS else f"a driver: {error}"
+        raise MissingDependency(f"{scheme}:// needs {how}") from None
     return fs, path
 
 
