@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.options import build_options, build_ram_option
+from vqdistill.cli.options import build_options, build_ram_option, model_options
+from vqdistill.cli.paper import read_rows, show_capacity
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import InvalidInput, needed_by
@@ -71,15 +72,40 @@ def _start(path: str, source: str, metric: str | None) -> Any:
 
 
 @click.command("plan")
+@click.argument("source", metavar="[INPUT]", required=False)
+@click.option("--rows", callback=read_rows, metavar="N", help="Instead of INPUT: so many rows, such as 1e9, on paper.")
+@click.option("--dim", type=click.IntRange(1, 65536), metavar="D", help="Of these, dimensions.")
+@click.option(
+    "--machine", metavar="M", help='With --rows: what a machine has, such as "64 cores, 256GiB, 4 NVMe of 3.84TB".'
+)
+@build_ram_option
 @click.option("-o", "--out", metavar="OUT", help="Checked not to exist; nothing is written.")
-@build_options
+@model_options
 def plan_command(
-    source: str, out: str | None, queries: str | None, teacher: str, as_json: bool, **options: Any
+    source: str | None,
+    out: str | None,
+    queries: str | None,
+    teacher: str,
+    as_json: bool,
+    rows: int | None,
+    dim: int | None,
+    machine: str | None,
+    **options: Any,
 ) -> None:
-    """Show what `compile` with the same options would build; writes nothing, and trains nothing without --recall."""
+    """Show what `compile` with the same options would build; writes nothing, and trains nothing without --recall.
+
+    With --rows, --dim and --machine in place of INPUT: machines, bytes, hours and queries a second, on paper.
+    """
     from vqdistill.compiler.decide import Wishes, decide
     from vqdistill.data.sources import open_queries
 
+    if source is None:
+        paper = options | {"queries": queries, "teacher": teacher, "out": out}
+        show_capacity(rows, dim, machine, as_json, **paper)
+        return
+    for name, value in (("rows", rows), ("dim", dim), ("machine", machine), ("build-ram", options["build_ram"])):
+        if value is not None:
+            raise InvalidInput(f"--{name} stands in for INPUT, got both")
     if out is not None and Destination(out).exists():
         raise InvalidInput(f"{out} exists already")
     src = vqd.open_source(source, metric=options["metric"], ids=options["ids"])
