@@ -23,6 +23,8 @@ from vqdistill.types import Codes, F32Rows, Metric
 
 _BLOCK_BYTES = 32 << 20
 """Float32 bytes of the rows that are quantized at once: many, as products of queries are shared among them."""
+_NEW_BYTES = 128 << 20
+"""The same of rows that are added: more, as the rows of a list share the queries that are tried for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +194,7 @@ class IvfPqModel:
         serves = self.learned is not None and self.learned.codes
         out = Codes(np.empty(len(x), np.int32), np.empty((len(x), self.m), np.uint8))
         with one_library_thread():
-            for part in self._blocks(len(x)):
+            for part in self._blocks(len(x), _NEW_BYTES):
                 docs = self._as_docs(x[part])
                 terms = self._later_terms(x[part], docs)
                 codes = self._encode(docs, terms if serves else None, terms)
@@ -208,8 +210,8 @@ class IvfPqModel:
         if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
             raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
 
-    def _blocks(self, n: int) -> Iterator[slice]:
-        rows = max(1, _BLOCK_BYTES // (4 * self.d))
+    def _blocks(self, n: int, nbytes: int = _BLOCK_BYTES) -> Iterator[slice]:
+        rows = max(1, nbytes // (4 * self.d))
         return (slice(at, at + rows) for at in range(0, n, rows))
 
     def _encode(self, docs: _Docs, terms: RowTerms | None, list_terms: RowTerms | None) -> Codes:
