@@ -34,7 +34,7 @@ from vqdistill.searcher import Searcher
 BATCHES = 20
 DELETED = 0.3
 REFINE = 100
-ROUNDS = 3
+ROUNDS = 5
 """Times that rows are encoded, and added at once; the medians count."""
 PASSES = 7
 """Timed passes over the queries; the median counts."""

@@ -34,6 +34,36 @@ struct PairCodes {
     __m256i first, second;
 };
 
+// Tables of a query, as they are.
+struct Tables {
+    void set(const std::uint8_t* tables, std::size_t) { bytes = tables; }
+    const std::uint8_t* bytes;
+};
+
+template <bool Ahead>
+inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
+                      BlockSums& sums) {
+    std::size_t p = first;
+    for (; p + 2 <= last; p += 2) {
+        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
+        const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables.bytes + 2 * p * kSub);
+        const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables.bytes + 2 * (p + 1) * kSub);
+        sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
+        sums.odd = _mm256_add_epi16(sums.odd, _mm256_add_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)));
+    }
+    if (p < last) sums.add(PairCodes(block + p * kBlockRows).look_up(tables.bytes + 2 * p * kSub));
+}
+
+template <std::size_t NQ, bool Ahead>
+inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
+    if constexpr (NQ == 1) return add_pairs<Ahead>(block, 0, last, tables[0], sums[0]);
+    for (std::size_t p = 0; p < last; ++p) {
+        if (Ahead && p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
+        const PairCodes codes(block + p * kBlockRows);
+        for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(tables[i].bytes + 2 * p * kSub));
+    }
+}
+
 // Which rows have sums of at least `threshold`: lanes of all ones, even and odd rows.
 struct Passed {
     Passed(const BlockSums& sums, int threshold) {

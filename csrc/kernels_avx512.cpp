@@ -1,10 +1,10 @@
 // The AVX-512 level (F, BW, DQ, VL and VBMI: Ice Lake, Zen 4 and later). Everything between the two target lines is
 // compiled for it.
 //
-// It has what was measured to be faster than AVX2 on Zen 4, and takes the rest from there. Figures are AVX2 -> AVX-512.
-//   scan, M rows/s a query, 32-byte codes in L2: 1,140 -> 1,190 for one query, 1,420 -> 1,530 for four; with cuts that
-//     half of the blocks pass 1,020 -> 1,070 and 1,630 -> 1,710. Not with 64-byte registers, two blocks at a time: four
-//     queries 1,230 with VBMI, 1,200 with pshufb (BW alone), where AVX2 had 1,480.
+// It has what was measured to be faster than AVX2, and takes the rest from there. Figures are AVX2 -> AVX-512, the scan's
+// from Ice Lake, the others from Zen 4.
+//   scan, M rows/s a query, 32-byte codes: 450 -> 630 for queries in batches, 345 -> 420 for one from L3. The look-ups of
+//     VBMI in 32-byte registers gained 5 % on Zen 4, but lose a quarter on Ice Lake, which does one where it does two pshufb.
 //   dense rows of 384 elements in L2, G elements/s: dot_i8 15.9 -> 17.7, l2_i8 12.2 -> 15.1, l2_bf16 15.1 -> 17.4;
 //     f32, f16 and dot_bf16 lose up to 7 %, as Zen 4 halves such registers and adding up 16 lanes takes longer.
 //   quantize_tables 4.5 -> 4.8 G entries/s; pq_tables the same.
@@ -38,17 +38,86 @@ constexpr std::size_t kLanes = 16;
 
 #include "sums_x86.h"
 
-// The codes of a pair of subspaces. A look-up of VBMI reads five bits of each byte, and a table that fills both halves
-// of the register ignores the fifth: no code needs to be cut out of its byte, as pshufb demands.
-struct PairCodes {
-    explicit PairCodes(const std::uint8_t* codes) : first(load32(codes)), second(_mm256_srli_epi16(first, 4)) {}
-    // Table entries of all rows for both, added in bytes: <= 255 by contract of the tables.
-    __m256i look_up(const std::uint8_t* tables) const {
-        return _mm256_add_epi8(_mm256_permutexvar_epi8(first, load_table(tables)),
-                               _mm256_permutexvar_epi8(second, load_table(tables + kSub)));
+inline __m512i load64(const std::uint8_t* bytes) { return _mm512_loadu_si512(bytes); }
+
+// Tables of a query, each one twice, so that those of two pairs of subspaces fill a register.
+struct Tables {
+    void set(const std::uint8_t* tables, std::size_t m) {
+        for (std::size_t p = 0; p < m / 2; ++p) {
+            _mm256_store_si256(reinterpret_cast<__m256i*>(first[p]), load_table(tables + 2 * p * kSub));
+            _mm256_store_si256(reinterpret_cast<__m256i*>(second[p]), load_table(tables + (2 * p + 1) * kSub));
+        }
     }
-    __m256i first, second;
+    alignas(64) std::uint8_t first[kMaxM / 2][kBlockRows], second[kMaxM / 2][kBlockRows];
 };
+
+// The codes of two pairs of subspaces, apart.
+struct TwoPairs {
+    explicit TwoPairs(const std::uint8_t* codes) {
+        const __m512i low4 = _mm512_set1_epi8(15), pairs = load64(codes);
+        first = _mm512_and_si512(pairs, low4);
+        second = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), low4);
+    }
+    // Table entries of all rows for both of a pair, added in bytes: <= 255 by contract of the tables.
+    __m512i look_up(const Tables& tables, std::size_t p) const {
+        return _mm512_add_epi8(_mm512_shuffle_epi8(load64(tables.first[p]), first),
+                               _mm512_shuffle_epi8(load64(tables.second[p]), second));
+    }
+    __m512i first, second;
+};
+
+// Sums as BlockSums has them, of every other pair in each half.
+struct TwoSums {
+    TwoSums() : both(_mm512_setzero_si512()), odd(both) {}
+    void add(__m512i bytes) {
+        both = _mm512_add_epi16(both, bytes);
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(bytes, 8));
+    }
+    void add_to(BlockSums& sums) const {
+        sums.both = _mm256_add_epi16(sums.both, folded(both));
+        sums.odd = _mm256_add_epi16(sums.odd, folded(odd));
+    }
+    static __m256i folded(__m512i x) {
+        return _mm256_add_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    }
+    __m512i both, odd;
+};
+
+// The same for one pair.
+inline __m256i look_up_pair(const std::uint8_t* block, std::size_t p, const Tables& tables) {
+    const __m256i low4 = _mm256_set1_epi8(15), pair = load32(block + p * kBlockRows);
+    return _mm256_add_epi8(
+        _mm256_shuffle_epi8(load32(tables.first[p]), _mm256_and_si256(pair, low4)),
+        _mm256_shuffle_epi8(load32(tables.second[p]), _mm256_and_si256(_mm256_srli_epi16(pair, 4), low4)));
+}
+
+template <bool Ahead>
+inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
+                      BlockSums& sums) {
+    TwoSums two;
+    std::size_t p = first;
+    for (; p + 2 <= last; p += 2) {
+        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
+        two.add(TwoPairs(block + p * kBlockRows).look_up(tables, p));
+    }
+    two.add_to(sums);
+    if (p < last) sums.add(look_up_pair(block, p, tables));
+}
+
+template <std::size_t NQ, bool Ahead>
+inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
+    TwoSums two[NQ];
+    std::size_t p = 0;
+    for (; p + 2 <= last; p += 2) {
+        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
+        const TwoPairs codes(block + p * kBlockRows);
+        for (std::size_t i = 0; i < NQ; ++i) two[i].add(codes.look_up(tables[i], p));
+    }
+    for (std::size_t i = 0; i < NQ; ++i) {
+        two[i].add_to(sums[i]);
+        if (p < last) sums[i].add(look_up_pair(block, p, tables[i]));
+    }
+}
 
 // Which rows have sums of at least `threshold`: one bit each, of even and of odd rows.
 struct Passed {

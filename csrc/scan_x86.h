@@ -1,44 +1,12 @@
 // The scan of the x86 levels, on the BlockSums of sums_x86.h. Each level includes both within its target region and
 // anonymous namespace, this one behind what differs:
-//   PairCodes  the codes of a pair of subspaces, with look_up(tables)
+//   Tables     those of a query, in the form in which they are looked up
+//   add_pairs<Ahead>            adds pairs first..last of a block to the sums of one query; fetches a line of codes ahead
+//                               for each that it reads, if Ahead
+//   add_first_pairs<NQ, Ahead>  adds pairs 0..last to the sums of NQ queries, which share the unpacking of the codes
 //   Passed     which rows of a block have sums of at least a threshold, with none() and rows()
 //   reaches    whether the sum of some row is at least a threshold
 // So it is compiled once for each level, under internal names; it includes nothing, so that nothing else is.
-
-// How far ahead codes are fetched. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at 512
-// bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
-constexpr std::size_t kPrefetchBytes = 4096;
-
-// The bytes may lie behind the codes: as an integer, because prefetching there is harmless but a pointer is not.
-inline void prefetch_ahead(const std::uint8_t* bytes) {
-    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(bytes) + kPrefetchBytes), _MM_HINT_T0);
-}
-
-// Adds pairs first..last of a block to the sums of one query; with `Ahead`, fetches codes a line at a time meanwhile.
-template <bool Ahead = false>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
-                      BlockSums& sums) {
-    std::size_t p = first;
-    for (; p + 2 <= last; p += 2) {
-        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
-        const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub);
-        const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables + 2 * (p + 1) * kSub);
-        sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
-        sums.odd = _mm256_add_epi16(sums.odd, _mm256_add_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)));
-    }
-    if (p < last) sums.add(PairCodes(block + p * kBlockRows).look_up(tables + 2 * p * kSub));
-}
-
-// Adds pairs 0..last of a block to the sums of NQ queries, which share the unpacking of the codes.
-template <std::size_t NQ, bool Ahead = false>
-inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const ScanQuery* queries, BlockSums* sums) {
-    if constexpr (NQ == 1) return add_pairs<Ahead>(block, 0, last, queries[0].tables, sums[0]);
-    for (std::size_t p = 0; p < last; ++p) {
-        if (Ahead && p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
-        const PairCodes codes(block + p * kBlockRows);
-        for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(queries[i].tables + 2 * p * kSub));
-    }
-}
 
 // Adds the rows of a block whose bit in `passed` is set to what a query found.
 inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
@@ -68,7 +36,8 @@ inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
 }
 
 // Takes a query through the rest of the blocks that passed its first cut.
-inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, ScanQuery& query) {
+inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, const Tables& tables,
+                          ScanQuery& query) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
     std::size_t done = codes.pairs[0];
     for (std::size_t s = 1; s < codes.ncuts; done = codes.pairs[s++]) {
@@ -76,14 +45,14 @@ inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t c
         for (std::size_t i = 0; i < count; ++i) {
             OpenBlock block = open[i];
             const std::uint8_t* bytes = codes.packed + block.number * block_bytes;
-            add_pairs(bytes, done, codes.pairs[s], query.tables, block.sums);
+            add_pairs<false>(bytes, done, codes.pairs[s], tables, block.sums);
             kept += keep_if(reaches(block.sums, query.cuts[s]), block.number, block.sums, open + kept);
         }
         count = kept;
     }
     for (std::size_t i = 0; i < count; ++i) {
         OpenBlock& block = open[i];
-        add_pairs(codes.packed + block.number * block_bytes, done, codes.m / 2, query.tables, block.sums);
+        add_pairs<false>(codes.packed + block.number * block_bytes, done, codes.m / 2, tables, block.sums);
         const Passed passed(block.sums, query.threshold);
         if (passed.none()) continue;
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
@@ -103,7 +72,8 @@ inline std::size_t blocks_with_places(const ScanQuery* queries, std::size_t nq) 
 
 // Takes NQ queries through blocks first..last, with cuts.
 template <std::size_t NQ>
-inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
+inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, const Tables* tables,
+                           ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows, head = codes.pairs[0] * kBlockRows;
     OpenBlock open[NQ][kOpenBlocks];
     std::size_t count[NQ] = {};
@@ -112,7 +82,7 @@ inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_
         const std::uint8_t* block = codes.packed + b * block_bytes;
         if (b + kOpenBlocks < codes.nblocks) prefetch(block + kOpenBlocks * block_bytes, head);
         BlockSums sums[NQ];
-        add_first_pairs<NQ>(block, codes.pairs[0], queries, sums);
+        add_first_pairs<NQ, false>(block, codes.pairs[0], tables, sums);
         bool any = false;
         for (std::size_t i = 0; i < NQ; ++i) {
             const bool passes = reaches(sums[i], queries[i].cuts[0]);
@@ -121,18 +91,19 @@ inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_
         }
         if (any) prefetch(block + head, block_bytes - head);
     }
-    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], queries[i]);
+    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], tables[i], queries[i]);
 }
 
 template <std::size_t NQ>
-inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, ScanQuery* queries) {
+inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, const Tables* tables,
+                       ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
     for (std::size_t b = first; b < last; ++b) {
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
         if (allowed == 0) continue;
         const std::uint8_t* block = codes.packed + b * block_bytes;
         BlockSums sums[NQ];
-        add_first_pairs<NQ, true>(block, codes.m / 2, queries, sums);
+        add_first_pairs<NQ, true>(block, codes.m / 2, tables, sums);
         for (std::size_t i = 0; i < NQ; ++i) {
             const Passed passed(sums[i], queries[i].threshold);
             if (!passed.none())
@@ -143,14 +114,16 @@ inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t la
 
 template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+    Tables tables[NQ];
+    for (std::size_t i = 0; i < NQ; ++i) tables[i].set(queries[i].tables, codes.m);
     std::size_t b = 0;
     while (b < codes.nblocks) {
         const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
         if (last == b) break;
         if (codes.ncuts > 0)
-            scan_with_cuts<NQ>(codes, b, last, queries);
+            scan_with_cuts<NQ>(codes, b, last, tables, queries);
         else
-            scan_whole<NQ>(codes, b, last, queries);
+            scan_whole<NQ>(codes, b, last, tables, queries);
         b = last;
     }
     return b;

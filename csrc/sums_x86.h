@@ -16,3 +16,12 @@ struct BlockSums {
     __m256i even() const { return _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8)); }
     __m256i both, odd;
 };
+
+// How far ahead codes are fetched. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at 512
+// bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
+constexpr std::size_t kPrefetchBytes = 4096;
+
+// The bytes may lie behind the codes: as an integer, because prefetching there is harmless but a pointer is not.
+inline void prefetch_ahead(const std::uint8_t* bytes) {
+    _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(bytes) + kPrefetchBytes), _MM_HINT_T0);
+}

@@ -14,6 +14,7 @@ from vqdistill.model.additive import (
     directions,
     encode_additive,
     fit_metric,
+    own_directions,
     row_metric,
     without_terms,
 )
@@ -44,7 +45,7 @@ def test_directions_keep_zero_rows() -> None:
 
 def test_row_metric_without_queries_has_the_own_direction_alone(y: F32Rows) -> None:
     mean = np.full(y.shape[1], 2, np.float32)
-    metric = row_metric(y, mean, None)
+    metric = row_metric(own_directions(y, mean), None)
     assert metric.eta == pytest.approx(SELF_WEIGHT * y.shape[1])
     assert metric.lists.shape == metric.weights.shape == (len(y), 0)
     np.testing.assert_allclose(metric.x, directions(y - mean))
@@ -74,7 +75,7 @@ def test_conjugate_gradients_lower_the_metric_error_at_fixed_codes(y: F32Rows, w
     queries = directions(rng.standard_normal((6, y.shape[1])).astype(np.float32))
     lists = rng.integers(0, 6, (len(y), 2), dtype=np.int32)
     terms = RowTerms(lists, np.full(lists.shape, 3, np.float32), queries)
-    metric = row_metric(y, np.zeros(y.shape[1], np.float32), terms)
+    metric = row_metric(directions(y), terms)
     codes = encode_additive(y, metric, words)
 
     def error(candidate: F32Rows) -> float:
@@ -103,7 +104,7 @@ def test_conjugate_gradients_stay_at_the_solution(y: F32Rows, words: F32Rows) ->
 
 def test_fit_leaves_its_input_alone(y: F32Rows, words: F32Rows) -> None:
     before = words.copy()
-    fit_metric(y, row_metric(y, np.zeros(y.shape[1], np.float32), None), words)
+    fit_metric(y, row_metric(directions(y), None), words)
     assert np.array_equal(words, before)
 
 
@@ -112,7 +113,7 @@ def test_fit_lowers_the_own_direction_error(sample: F32Rows) -> None:
     mean = sample.mean(axis=0)
     y = np.asarray(sample - mean, np.float32)
     words = train_euclidean(y, 8, np.random.default_rng(0))
-    metric = row_metric(sample, mean, None)
+    metric = row_metric(own_directions(sample, mean), None)
 
     def parallel(candidate: F32Rows) -> float:
         e = y - kernels.decode(encode_additive(y, metric, candidate), candidate)

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from vqdistill.config import KSUB, IvfPqConfig
 from vqdistill.model import codebooks, euclidean
-from vqdistill.model.additive import RowTerms, row_metric
+from vqdistill.model.additive import RowTerms, own_directions, row_metric
 from vqdistill.model.codebooks import Coarse, serve_rows, train_additive_start, train_coarse, train_start
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import nearest
@@ -174,7 +174,7 @@ def some_terms(x: F32Rows, count: int = 12, most: int = 3) -> RowTerms:
 
 def metric_error(model: IvfPqModel, x: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms) -> float:
     """sum_i e_i^T A_i e_i of the model's own codes."""
-    metric = row_metric(x, model.mean, terms)
+    metric = row_metric(own_directions(x, model.mean), terms)
     base = model.coarse[lists] if model.residual else model.mean
     words = model.doc_codewords.astype(np.float64)
     e = x - base - words[np.arange(model.m), model.quantize(x, lists, terms)].sum(axis=1)

@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import pytest
 
+from vqdistill.kernels import threads
 from vqdistill.model import kmeans as module
 from vqdistill.model.kmeans import kmeans, nearest
 from vqdistill.types import F32Rows
@@ -115,5 +116,5 @@ def test_nearest_ties_go_to_the_lowest() -> None:
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 24])
 def test_nearest_in_pieces(monkeypatch: pytest.MonkeyPatch, clustered: F32Rows, n: int) -> None:
     want = nearest(clustered[:24], clustered[24:40])[:n]
-    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 8)
+    monkeypatch.setattr(threads, "_TILE_ROWS", 8)
     assert np.array_equal(nearest(clustered[:n], clustered[24:40]), want)

@@ -10,9 +10,9 @@ import pytest
 from vqdistill.config import IvfPqConfig
 from vqdistill.errors import InvalidInput
 from vqdistill.model import lists as module
-from vqdistill.model.additive import RowTerms, directions
+from vqdistill.model.additive import RowTerms, directions, own_directions
 from vqdistill.model.codebooks import train_coarse, train_query_coarse, train_start
-from vqdistill.model.lists import assign, list_means, signatures
+from vqdistill.model.lists import assign, assign_rows, list_means, signatures
 from vqdistill.types import F32Rows, Metric
 
 
@@ -33,8 +33,10 @@ def test_signatures_by_hand() -> None:
         np.array([[0, 1], [-1, 0]], np.float32),
     )
     want = np.array([[1 - 2 / 4, 1 / 4], [0, 1 + 1 / 2], [0, 0]])
-    np.testing.assert_allclose(signatures(x, mean, terms), directions(want.astype(np.float32)), atol=1e-6)
-    np.testing.assert_allclose(signatures(x, mean, None), [[1, 0], [0, 1], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        signatures(own_directions(x, mean), terms), directions(want.astype(np.float32)), atol=1e-6
+    )
+    np.testing.assert_allclose(signatures(own_directions(x, mean), None), [[1, 0], [0, 1], [0, 0]], atol=1e-6)
 
 
 def test_rows_of_the_same_queries_share_a_list() -> None:
@@ -53,9 +55,8 @@ def test_centroids_are_means_and_lists_are_assigned_again(monkeypatch: pytest.Mo
         np.testing.assert_allclose(coarse.centroids[number], x[coarse.lists == number].mean(axis=0), atol=1e-5)
     assert coarse.anchors is not None
     monkeypatch.setattr(module, "_ROWS_AT_ONCE", 37)
-    assert np.array_equal(
-        assign(x, x.mean(axis=0, dtype=np.float64).astype(np.float32), terms, coarse.anchors), coarse.lists
-    )
+    mean = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    assert np.array_equal(assign_rows(x, mean, terms, coarse.anchors), coarse.lists)
 
 
 def test_an_empty_list_lies_at_the_mean() -> None:
@@ -80,7 +81,7 @@ def test_a_model_assigns_by_its_anchors(metric: Metric) -> None:
     assert np.array_equal(model.assign(x, terms), coarse.lists)
     assert np.array_equal(model.encode(x, None, terms).lists, coarse.lists)
     assert coarse.anchors is not None
-    alone = assign(x, model.mean, None, coarse.anchors)
+    alone = assign(own_directions(x, model.mean), None, coarse.anchors)
     assert np.array_equal(model.assign(x), alone) and not np.array_equal(alone, coarse.lists)
     plain = replace(model, anchors=None)
     distances = ((x[:, None] - plain.coarse) ** 2).sum(axis=2)

@@ -12,8 +12,10 @@ from vqdistill.cli.options import json_option
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import CorruptIndex
+from vqdistill.evaluate.drift_loss import estimate_loss
 from vqdistill.index.files import CURRENT
 from vqdistill.index.verify import verify
+from vqdistill.searcher import Searcher
 
 
 @click.command("inspect")
@@ -34,8 +36,9 @@ def inspect_command(index: str, queries: str | None, metric: str | None, as_json
         for segments in (shown["segments"], *(rows["segments"] for rows in shown.get("added", []))):
             for segment in segments.values():
                 del segment["crc32"]
-        drift = reader.manifest.drift
-        shown["warnings"] = [] if drift is None else drift.warnings
+        drift, loss = reader.manifest.drift, estimate_loss(Searcher(reader))
+        shown["drift_loss"] = None if loss is None else loss.to_json()
+        shown["warnings"] = [warning for each in (drift, loss) if each is not None for warning in each.warnings]
         if not as_json:  # as a table, below
             del shown["certificate"]
         show({"index": index} | shown | sizes, as_json)

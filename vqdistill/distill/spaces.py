@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.kernels import additive
-from vqdistill.model.additive import encode_additive, row_metric
+from vqdistill.model.additive import directions, encode_additive, row_metric
 from vqdistill.model.euclidean import train_euclidean
 from vqdistill.model.space import Space, isotropy, sphering
 from vqdistill.types import F32Rows
@@ -70,7 +70,7 @@ def _score_error(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | Non
     mean = docs.mean(axis=0, dtype=np.float64).astype(np.float32)
     y = docs - mean
     codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]), _ROUNDS)
-    left = y - additive.decode(encode_additive(y, row_metric(docs, mean, None), codewords), codewords)
+    left = y - additive.decode(encode_additive(y, row_metric(directions(y), None), codewords), codewords)
     left = left if space is None else space.queries(left)
     wanted = judge.lists.docs[:, :_DEPTH]
     place = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)

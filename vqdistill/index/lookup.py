@@ -44,8 +44,7 @@ def wanted_ids(ids: Any, kind: str) -> WantedIds:
     if kind == "str":
         if isinstance(ids, str) or not all(isinstance(text, str) for text in ids):
             raise InvalidInput(f"ids must be strings, as the index has them, got {_show(ids)}")
-        texts = [str(text).encode("utf-8", "surrogatepass") for text in ids]
-        return WantedIds(np.frombuffer(b"".join(map(text_key, texts)), dtype="<i8"), texts)
+        return stored_ids([str(text).encode("utf-8", "surrogatepass") for text in ids], kind)
     try:
         array = np.asarray(ids)
     except ValueError:  # lists of several lengths
@@ -55,6 +54,13 @@ def wanted_ids(ids: Any, kind: str) -> WantedIds:
     if array.ndim != 1 or array.dtype.kind not in "iu" or (array.dtype.kind == "u" and array.max() > 2**63 - 1):
         raise InvalidInput(f"ids must be integers, as the index has them, got {_show(ids)}")
     return WantedIds(array.astype(np.int64), None)
+
+
+def stored_ids(ids: list[Any], kind: str) -> WantedIds:
+    """Return how ids that are as they are stored are looked up."""
+    if kind == "str":
+        return WantedIds(np.frombuffer(b"".join(map(text_key, ids)), dtype="<i8"), ids)
+    return WantedIds(np.array(ids, np.int64), None)
 
 
 def shown(ids: Any, at: int) -> str:

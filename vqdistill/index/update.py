@@ -28,7 +28,7 @@ from vqdistill.index.files import (
     write_segment,
 )
 from vqdistill.index.locks import lock_writer
-from vqdistill.index.lookup import WantedIds, find, shown, wanted_ids
+from vqdistill.index.lookup import WantedIds, find, shown, stored_ids, wanted_ids
 from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Kept, Merge, RowSource, StoredRows
 from vqdistill.index.reader import IndexReader
@@ -271,7 +271,7 @@ class IndexUpdater:
         """Refuse ids that repeat; delete the rows that have them, or refuse these too. Return ids as stored."""
         keys = self._batch.require_new(ids)
         fresh = [part for part in self._parts if not part.published]
-        wanted = wanted_ids(ids, self.manifest.ids)
+        wanted = stored_ids(keys, self.manifest.ids)
         if len(repeated := self._which(wanted, fresh)):
             raise InvalidInput(f"ids must be unique, got {shown(ids, int(repeated[0]))} twice")
         if replacing:

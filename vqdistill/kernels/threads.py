@@ -1,12 +1,12 @@
 """Threads of training: as many as asked for, and the same bytes for any number.
 
 BLAS, LAPACK and torch round differently on several threads. Training therefore keeps each of them on one, and gets its
-parallelism from Numba loops over rows and from `matmul_t`, whose tiles do not depend on the number of threads.
+parallelism from Numba loops over rows and from `for_tiles`, whose tiles do not depend on the number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -46,13 +46,13 @@ def matmul_t(
     ----------
     out : (n, k) float32 that the product is written to, may be `a` itself if k = d; None = a new array
     """
-    if out is None:
-        out = np.empty((len(a), len(b)), np.float32)
-    starts = range(0, len(a), _TILE_ROWS)
+    product = np.empty((len(a), len(b)), np.float32) if out is None else out
+    for_tiles(len(a), lambda tile: np.matmul(a[tile], b.T, out=product[tile]))
+    return product
 
-    def tile(at: int) -> None:
-        np.matmul(a[at : at + _TILE_ROWS], b.T, out=out[at : at + _TILE_ROWS])
 
+def for_tiles(n: int, work: Callable[[slice], object]) -> None:
+    """Call `work` with tiles of rows 0..n, in Numba's number of threads; the tiles do not depend on it."""
+    starts = range(0, n, _TILE_ROWS)
     with ThreadPoolExecutor(min(numba.get_num_threads(), max(1, len(starts)))) as pool:
-        list(pool.map(tile, starts))
-    return out
+        list(pool.map(lambda at: work(slice(at, at + _TILE_ROWS)), starts))

@@ -62,16 +62,20 @@ class TermsOfRows(Protocol):
         ...
 
 
-def row_metric(x: F32Rows, mean: F32Rows, terms: RowTerms | None) -> RowMetric:
-    """Metric of each row: its own direction, seen from the mean, and the queries that rank it.
-
-    A common mean, which some encoders have, is no direction of its own: kept in, it would claim most of every code.
-    """
+def row_metric(own: F32Rows, terms: RowTerms | None) -> RowMetric:
+    """Metric of each row: its own direction (`own_directions`) and the queries that rank it."""
     if terms is None:
-        none = np.empty((len(x), 0))
-        terms = RowTerms(none.astype(np.int32), none.astype(np.float32), np.zeros((1, x.shape[1]), np.float32))
-    eta = SELF_WEIGHT * x.shape[1]
-    return RowMetric(directions(x - mean), eta, terms.lists, terms.weights, terms.queries)
+        none = np.empty((len(own), 0))
+        terms = RowTerms(none.astype(np.int32), none.astype(np.float32), np.zeros((1, own.shape[1]), np.float32))
+    return RowMetric(own, SELF_WEIGHT * own.shape[1], terms.lists, terms.weights, terms.queries)
+
+
+def own_directions(x: F32Rows, mean: F32Rows) -> F32Rows:
+    """Directions of rows, seen from the mean.
+
+    A common mean, which some encoders have, is no direction of a row's own: kept in, it would claim most of every code.
+    """
+    return directions(x - mean)
 
 
 def directions(x: F32Rows) -> F32Rows:

@@ -9,11 +9,11 @@ import numpy.typing as npt
 
 from vqdistill.config import KSUB, IvfPqConfig
 from vqdistill.kernels.threads import matmul_t, one_library_thread
-from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, metric_error, row_metric
+from vqdistill.model.additive import METRIC_ROUNDS, RowTerms, fit_metric, metric_error, own_directions, row_metric
 from vqdistill.model.euclidean import train_euclidean
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import kmeans, nearest
-from vqdistill.model.lists import WARM_ITERATIONS, assign, list_means, train_anchors
+from vqdistill.model.lists import WARM_ITERATIONS, assign_rows, list_means, train_anchors
 from vqdistill.model.product import lloyd, train_opq
 from vqdistill.types import F32Rows, Metric
 
@@ -54,7 +54,7 @@ def train_query_coarse(x: F32Rows, terms: RowTerms, nlist: int, seed: int, start
     """
     mean = corpus_mean(x)
     anchors = train_anchors(x, mean, terms, nlist, seed, start)
-    lists = assign(x, mean, terms, anchors)
+    lists = assign_rows(x, mean, terms, anchors)
     return Coarse(list_means(x, lists, nlist, mean), lists, anchors)
 
 
@@ -164,7 +164,7 @@ def serve_rows(
     """
     rows = _sample(len(x), _additive_rows(model.m), most_rows, np.random.default_rng([seed, 4]))
     y = _targets(x, rows, coarse, model.mean, model.residual)
-    metric = row_metric(x[rows], model.mean, None if terms is None else terms.take(rows))
+    metric = row_metric(own_directions(x[rows], model.mean), None if terms is None else terms.take(rows))
     codewords = fit_metric(y, metric, model.doc_codewords, rounds)
     return replace(model, codewords=codewords, doc_codewords=codewords)
 
@@ -185,7 +185,7 @@ def refit_rows(
     rng = np.random.default_rng([seed, 4])
     others = np.sort(rng.permutation(len(x))[::-1][:_JUDGED_ROWS])
     y = _targets(x, others, coarse, model.mean, model.residual)
-    metric = row_metric(x[others], model.mean, None if terms is None else terms.take(others))
+    metric = row_metric(own_directions(x[others], model.mean), None if terms is None else terms.take(others))
     before, after = (metric_error(y, metric, codebooks.doc_codewords) for codebooks in (model, fitted))
     return (fitted, True) if after < before else (model, False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from vqdistill.kernels import additive, jit
 from vqdistill.kernels.threads import matmul_t, one_library_thread
 from vqdistill.model import lists as query_lists
 from vqdistill.model.adapter import QueryAdapter
-from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, row_metric
+from vqdistill.model.additive import RowTerms, TermsOfRows, encode_additive, own_directions, row_metric
 from vqdistill.model.kmeans import nearest
 from vqdistill.model.learned import LearnQueries, TermFinder
 from vqdistill.model.space import Space
@@ -23,6 +23,23 @@ from vqdistill.types import Codes, F32Rows, Metric
 
 _BLOCK_BYTES = 32 << 20
 """Float32 bytes of the rows that are quantized at once: many, as products of queries are shared among them."""
+_NEW_BYTES = 128 << 20
+"""The same of rows that are added: more, as the rows of a list share the queries that are tried for them."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Docs:
+    """Rows on their way to lists and codes."""
+
+    rows: F32Rows
+    """(b, d) in the coordinates of the codes"""
+    mean: F32Rows
+    """(d,) of the corpus, in these too"""
+
+    @cached_property
+    def own(self) -> F32Rows:
+        """(b, d) their `own_directions`."""
+        return own_directions(self.rows, self.mean)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +154,14 @@ class IvfPqModel:
         """List of each row (b, d), ties to the lowest: nearest in squared L2, by `anchors` if there are any, else by
         `coarse`, which takes no terms. Returns (b,) int32.
         """
-        return self._assign(self._docs(x), list_terms)
+        return self._assign(self._as_docs(x), list_terms)
 
     @one_library_thread()
     def quantize(
         self, x: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None = None
     ) -> npt.NDArray[np.uint8]:
         """Code each row (b, d) given its list (b,) int32. Returns (b, m) uint8."""
-        return self._quantize(self._docs(x), lists, terms)
+        return self._quantize(self._as_docs(x), lists, terms)
 
     def encode(self, x: F32Rows, terms: RowTerms | None = None, list_terms: RowTerms | None = None) -> Codes:
         """Assign each row to its list and quantize it.
@@ -167,33 +184,41 @@ class IvfPqModel:
         """
         self._require_rows(x)
         with one_library_thread():
-            return self._encode(self._docs(x), terms, list_terms)
+            return self._encode(self._as_docs(x), terms, list_terms)
 
     def encode_new(self, x: F32Rows) -> Codes:
         """Encode rows that are not of the training corpus as if they were: the learn queries that would have ranked
         them shape their lists and codes. Parameters, results and errors as `encode`.
         """
         self._require_rows(x)
+        serves = self.learned is not None and self.learned.codes
+        out = Codes(np.empty(len(x), np.int32), np.empty((len(x), self.m), np.uint8))
         with one_library_thread():
-            docs = self._docs(x)
-            terms = self._later_terms(x, docs)
-            serves = self.learned is not None and self.learned.codes
-            return self._encode(docs, terms if serves else None, terms)
+            for part in self._blocks(len(x), _NEW_BYTES):
+                docs = self._as_docs(x[part])
+                terms = self._later_terms(x[part], docs)
+                codes = self._encode(docs, terms if serves else None, terms)
+                out.lists[part], out.codes[part] = codes.lists, codes.codes
+        return out
 
     def later_terms(self, x: F32Rows) -> RowTerms | None:
         """Learn queries that would have ranked rows (b, d) float32, prepared; None if the model knows none."""
         with one_library_thread():
-            return self._later_terms(x, self._docs(x))
+            return self._later_terms(x, self._as_docs(x))
 
     def _require_rows(self, x: F32Rows) -> None:
         if x.ndim != 2 or x.shape[1] != self.d or x.dtype != np.float32:
             raise InvalidInput(f"x must be (b, {self.d}) float32, got {x.shape} {x.dtype}")
 
-    def _encode(self, docs: F32Rows, terms: RowTerms | None, list_terms: RowTerms | None) -> Codes:
+    def _blocks(self, n: int, nbytes: int = _BLOCK_BYTES) -> Iterator[slice]:
+        rows = max(1, nbytes // (4 * self.d))
+        return (slice(at, at + rows) for at in range(0, n, rows))
+
+    def _encode(self, docs: _Docs, terms: RowTerms | None, list_terms: RowTerms | None) -> Codes:
         lists = self._assign(docs, list_terms)
         return Codes(lists, self._quantize(docs, lists, terms))
 
-    def _later_terms(self, x: F32Rows, docs: F32Rows) -> RowTerms | None:
+    def _later_terms(self, x: F32Rows, docs: _Docs) -> RowTerms | None:
         return None if self._finder is None else self._finder.find(x, self._assign(docs, None))
 
     @cached_property
@@ -230,6 +255,9 @@ class IvfPqModel:
     def _docs(self, x: F32Rows) -> F32Rows:
         return x if self.space is None else self.space.docs(x)
 
+    def _as_docs(self, x: F32Rows) -> _Docs:
+        return _Docs(self._docs(x), self._mean_doc)
+
     @cached_property
     def _coarse_docs(self) -> F32Rows:
         return self._docs(self.coarse)
@@ -238,20 +266,18 @@ class IvfPqModel:
     def _mean_doc(self) -> F32Rows:
         return np.asarray(self._docs(self.mean[None])[0])
 
-    def _assign(self, docs: F32Rows, list_terms: RowTerms | None) -> npt.NDArray[np.int32]:
+    def _assign(self, docs: _Docs, list_terms: RowTerms | None) -> npt.NDArray[np.int32]:
         if self.anchors is None:
-            return nearest(docs, self._coarse_docs)
-        return query_lists.assign(docs, self._mean_doc, list_terms, self.anchors)
+            return nearest(docs.rows, self._coarse_docs)
+        return query_lists.assign(docs.own, list_terms, self.anchors)
 
-    def _quantize(self, docs: F32Rows, lists: npt.NDArray[np.int32], terms: RowTerms | None) -> npt.NDArray[np.uint8]:
-        out = np.empty((len(docs), self.m), np.uint8)
-        mean = self._mean_doc
-        block = max(1, _BLOCK_BYTES // (4 * self.d))
-        for at in range(0, len(docs), block):
-            part = slice(at, at + block)
-            y = np.asarray(docs[part] - (self._coarse_docs[lists[part]] if self.residual else mean), dtype=np.float32)
+    def _quantize(self, docs: _Docs, lists: npt.NDArray[np.int32], terms: RowTerms | None) -> npt.NDArray[np.uint8]:
+        rows = docs.rows
+        out = np.empty((len(rows), self.m), np.uint8)
+        for part in self._blocks(len(rows)):
+            y = rows[part] - (self._coarse_docs[lists[part]] if self.residual else self._mean_doc)
             if self.additive:
-                metric = row_metric(docs[part], mean, None if terms is None else terms.take(part))
+                metric = row_metric(docs.own[part], None if terms is None else terms.take(part))
                 out[part] = encode_additive(y, metric, self.doc_codewords)
             else:
                 out[part] = jit.pq_assign(matmul_t(y, self.rotation), self.doc_codewords)

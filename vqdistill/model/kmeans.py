@@ -6,10 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.kernels import jit
-from vqdistill.kernels.threads import matmul_t
+from vqdistill.kernels.threads import for_tiles
 from vqdistill.types import F32Rows
-
-_ROWS_AT_ONCE = 8192
 
 
 def kmeans(
@@ -52,10 +50,13 @@ def nearest(x: F32Rows, centroids: F32Rows) -> npt.NDArray[np.int32]:
     """Nearest centroid (squared Euclidean distance) of each row, ties to the lowest. Returns (n,) int32."""
     half_norms = (0.5 * (centroids.astype(np.float64) ** 2).sum(axis=1)).astype(np.float32)
     out = np.empty(len(x), np.int32)
-    for at in range(0, len(x), _ROWS_AT_ONCE):
-        scores = matmul_t(x[at : at + _ROWS_AT_ONCE], centroids)
+
+    def tile(rows: slice) -> None:
+        scores = x[rows] @ centroids.T
         scores -= half_norms
-        out[at : at + _ROWS_AT_ONCE] = scores.argmax(axis=1)
+        out[rows] = scores.argmax(axis=1)
+
+    for_tiles(len(x), tile)
     return out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.kernels.ranking import best_ranks
-from vqdistill.kernels.threads import one_library_thread
+from vqdistill.kernels.threads import for_tiles, one_library_thread
 from vqdistill.model.additive import RowTerms, directions
 from vqdistill.model.space import Space
 from vqdistill.types import F32Rows
@@ -85,7 +85,12 @@ def _tried(queries: F32Rows, router: F32Rows) -> tuple[npt.NDArray[np.int64], np
     """Queries of each list, those that have it among their best: offsets (nlist + 1,) and members, rising."""
     nlist = len(router)
     visited = min(nlist, max(_FEWEST_LISTS, nlist // _LISTS_SHARE))
-    best = np.argpartition(queries @ router.T, nlist - visited, axis=1)[:, nlist - visited :]
+    best = np.empty((len(queries), visited), np.int64)
+
+    def tile(rows: slice) -> None:
+        best[rows] = np.argpartition(queries[rows] @ router.T, nlist - visited, axis=1)[:, nlist - visited :]
+
+    for_tiles(len(queries), tile)
     order = np.argsort(best.ravel(), kind="stable")
     offsets = np.zeros(nlist + 1, np.int64)
     np.cumsum(np.bincount(best.ravel(), minlength=nlist), out=offsets[1:])

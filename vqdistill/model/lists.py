@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.kernels import jit
-from vqdistill.model.additive import RowTerms, directions
+from vqdistill.model.additive import RowTerms, directions, own_directions
 from vqdistill.model.kmeans import kmeans, nearest
 from vqdistill.types import F32Rows
 
@@ -20,32 +20,30 @@ _SHRINK = 0.005
 so that one chance query does not carry a row away."""
 
 
-def signatures(x: F32Rows, mean: F32Rows, terms: RowTerms | None) -> F32Rows:
+def signatures(own: F32Rows, terms: RowTerms | None) -> F32Rows:
     """Where rows are, for the queries: their direction plus the mean direction of the queries that rank them.
 
     Parameters
     ----------
-    x : (b, d) float32, prepared
-    mean : (d,) of the corpus
+    own : (b, d) float32, `own_directions` of the rows
     terms : their queries; None = none, the row's own direction alone
 
     Returns
     -------
     (b, d) float32, unit rows; a row that is the mean and has no queries is zero
     """
-    own = directions(x - mean)
     if terms is None:
         return own
     pull = np.zeros_like(own)
     jit.add_weighted(terms.lists, terms.weights, terms.queries, pull)
-    trust = terms.weights.sum(axis=1, keepdims=True) + np.float32(_SHRINK * x.shape[1])
+    trust = terms.weights.sum(axis=1, keepdims=True) + np.float32(_SHRINK * own.shape[1])
     return directions(own + pull / trust)
 
 
 def train_anchors(
     x: F32Rows, mean: F32Rows, terms: RowTerms, nlist: int, seed: int, start: F32Rows | None = None
 ) -> F32Rows:
-    """Cluster the signatures of rows (n, d); parameters as for `signatures`. Returns (nlist, d) float32.
+    """Cluster the signatures of rows (n, d) with this mean (d,) and these terms. Returns (nlist, d) float32.
 
     With centroids (nlist, d) of other lists to start from, their rows say where the anchors are at first.
     """
@@ -53,19 +51,28 @@ def train_anchors(
     sample = np.empty((len(rows), x.shape[1]), np.float32)
     for at in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[at : at + _ROWS_AT_ONCE]
-        sample[at : at + _ROWS_AT_ONCE] = signatures(x[part], mean, terms.take(part))
+        sample[at : at + _ROWS_AT_ONCE] = signatures(own_directions(x[part], mean), terms.take(part))
     if start is None:
         return kmeans(sample, nlist, seed=seed)
     near = list_means(sample, nearest(x[rows], start), nlist, sample.mean(axis=0))
     return kmeans(sample, nlist, seed=seed, iterations=WARM_ITERATIONS, start=near)
 
 
-def assign(x: F32Rows, mean: F32Rows, terms: RowTerms | None, anchors: F32Rows) -> npt.NDArray[np.int32]:
+def assign(own: F32Rows, terms: RowTerms | None, anchors: F32Rows) -> npt.NDArray[np.int32]:
     """Nearest anchor (squared L2) of the signature of each row, ties to the lowest. Returns (b,) int32."""
+    out = np.empty(len(own), np.int32)
+    for at in range(0, len(own), _ROWS_AT_ONCE):
+        part = slice(at, at + _ROWS_AT_ONCE)
+        out[part] = nearest(signatures(own[part], None if terms is None else terms.take(part)), anchors)
+    return out
+
+
+def assign_rows(x: F32Rows, mean: F32Rows, terms: RowTerms, anchors: F32Rows) -> npt.NDArray[np.int32]:
+    """The same of rows (n, d) with this mean (d,), without a copy of them all."""
     out = np.empty(len(x), np.int32)
     for at in range(0, len(x), _ROWS_AT_ONCE):
         part = slice(at, at + _ROWS_AT_ONCE)
-        out[part] = nearest(signatures(x[part], mean, None if terms is None else terms.take(part)), anchors)
+        out[part] = assign(own_directions(x[part], mean), terms.take(part), anchors)
     return out
 
 
