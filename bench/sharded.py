@@ -229,7 +229,7 @@ def _encoded(job: str, number: int) -> float:
 MEASURES = {
     "same": (same, ["--ram", "16B/vec"]),
     "killed": (killed, ["--ram", "8B/vec", "--codes", "pq", "--no-distill"]),
-    "speed": (speed, ["--ram", "16B/vec", "--build-ram", "880MiB"]),
+    "speed": (speed, ["--ram", "16B/vec", "--build-ram", "1100MiB"]),
     "memory": (memory, ["--ram", "16B/vec", "--codes", "pq", "--no-distill"]),
 }
 
