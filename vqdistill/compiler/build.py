@@ -29,8 +29,8 @@ from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, read_manifest
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.opening import open_index
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import open_index
 from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
@@ -242,7 +242,7 @@ def encode(
     ops : file operations; replaced in tests
     """
     plan, model = done.plan, done.model
-    index_id = _index_id(plan, model, src)
+    index_id = index_id_of(plan, model, src)
     if log is not None and os.path.lexists(path):
         return _require_same_index(path, index_id)
     with IndexWriter(
@@ -296,7 +296,8 @@ def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -
         )
 
 
-def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
+def index_id_of(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
+    """Return the hash of all that an index is made from."""
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
     digest.update(f"{model.metric.value} {model.residual}".encode())
