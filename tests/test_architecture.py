@@ -161,6 +161,7 @@ LATE = {
     ("cli.shard", "vqdistill.shards.publishing"),
     ("cli.serve", "vqdistill.server.config"),
     ("cli.serve", "vqdistill.server.run"),
+    ("cli.shard", "vqdistill.index.regather"),
     ("compiler.decide", "vqdistill.compiler.chosen"),
     ("evaluate.memory", "vqdistill.searcher"),
     ("bench.systems.ours", "vqdistill.compiler.build"),

@@ -1,4 +1,4 @@
-"""Last step of a job: its parts become one index, in list order."""
+"""Last step of a job: its parts become one index in list order, or several under one manifest."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vqdistill.progress import Progress
 from vqdistill.shards.job import Job, job_cache, open_job
 from vqdistill.shards.model import read_model
 from vqdistill.shards.parts import read_part
+from vqdistill.shards.splitting import split, write_split
 
 _NAMED = 5
 """Parts that a message names at most."""
@@ -28,6 +29,7 @@ def commit_job(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
+    shards: int = 1,
     exact: ExactSearch = ExactTeacher,
     scratch: Path | None = None,
     ops: FileOps | None = None,
@@ -37,6 +39,8 @@ def commit_job(
     Parameters
     ----------
     folder : with a plan, a model and a part for each shard; stays as it is
+    shards : 1, or how many indexes the rows become: consecutive files each, about as many rows in all, under one
+        manifest. Searched together they are the index of one piece, certificate included.
     out : index to make; one that this job has made already stays, and is returned
     threads : None = all cores; the index does not depend on it
     exact : searches exactly, in place of this process
@@ -54,6 +58,8 @@ def commit_job(
         If the disk refuses; nothing is left at `out`.
     """
     job, digest = open_job(folder, threads)
+    if not 1 <= shards <= len(job.shards):
+        raise InvalidInput(f"shards must be in 1..{len(job.shards)}, the files of the job, got {shards}")
     trained, name = read_model(folder, digest)
     progress = progress or Progress()
     with progress.stage("check parts", len(job.shards), "parts") as stage:
@@ -62,8 +68,12 @@ def commit_job(
     recipe.keep_to_cap()
     dense = recipe.dense_teacher(src, job_cache(folder), progress, exact)
     log = RunLog(Path(folder), runs, _refuse_more, scratch)
+    proof = recipe.proof(trained, dense)
     with training_threads(recipe.wishes.cores):
-        return encode(trained, src, Path(out), progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
+        if shards > 1:
+            groups = split(job.shards, shards)
+            return write_split(groups, trained, src, Path(out), progress, recipe.sizes, log, proof, ops)
+        return encode(trained, src, Path(out), progress, recipe.sizes, log, proof, ops)
 
 
 def _all_runs(folder: str | Path, job: Job, digest: str, model: str, advance: Callable[[int], None]) -> tuple[Run, ...]:
