@@ -1,5 +1,5 @@
 # make demo | test | lint | format | build | sample | quality | ablate | bench-check | page-check | console-check |
-# ray-check | fuzz | neon | sanitize | clean
+# ray-check | s3-check | fuzz | neon | sanitize | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check s3-check fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -73,6 +73,14 @@ ray-check: build build/ray/installed
 
 build/ray/installed: constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --target build/ray 'ray[serve]'
+	touch $@
+
+# Compiles between objects of an S3-compatible store on loopback, in one process and on Ray; installed beside likewise.
+s3-check: build build/ray/installed build/s3/installed
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/ray:$(CURDIR)/build/s3 $(BIN)/python -m pytest -q tests/objects
+
+build/s3/installed: constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --target build/s3 s3fs 'moto[server]'
 	touch $@
 
 # Every CPU level that this machine runs against the scalar one, on random calls.

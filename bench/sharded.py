@@ -13,7 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ KILLS, KILLS_EACH = 10, 3
 """Workers that are killed at least, and in each compile at most."""
 SMALL = 12_000, 64
 """Rows and dimensions of the compiles that lose workers."""
+MANY, ASKED = 160_000, 3000
+"""Rows and learn queries where the speed of encoding is measured."""
 FEW = 25_000
 """Rows that memory is measured with, and four times as many."""
 BUSY = re.compile(rb"ray::(?!\w+Agent)")
@@ -179,9 +183,53 @@ def _peak(pid: int) -> int:
     return 0 if found is None else 1024 * int(found[1])
 
 
+def speed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
+    """Seconds that one worker and two take to encode all shards, and what the plan on paper says of them."""
+    rows, queries = read(dataset)
+    rows, queries = rows[:MANY], queries[:ASKED]
+    inputs = write(place, rows, queries)
+    run("shard", "plan", *inputs, "-o", str(place / "job"), *options)
+    run("shard", "train", str(place / "job"))
+    return encoded(place / "job", len(rows), rows.shape[1], options)
+
+
+def encoded(job: Path, n: int, d: int, options: list[str]) -> dict[str, Any]:
+    """Encode the shards of a trained job, by one worker and by two."""
+    found: dict[str, Any] = {"rows": n, "load": os.getloadavg()[0]}
+    for workers in (1, 2):
+        for part in job.glob("part-*"):
+            shutil.rmtree(part)
+        begin = time.perf_counter()
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
+            list(pool.map(_ready, range(workers)))  # libraries are loaded, and loops compiled
+            begin, spent = time.perf_counter(), time.process_time()
+            cpu = list(pool.map(_encoded, [str(job)] * SHARDS, range(SHARDS)))
+            seconds, spent = time.perf_counter() - begin, time.process_time() - spent
+        asked = [*options, "--queries", str(ASKED), "--rows", str(n), "--dim", str(d)]
+        planned = run("plan", *asked, "--machine", f"{workers} cores, 24GiB, 1 NVMe")["output"]
+        (paper,) = (each["value"] for each in planned["figures"] if each["name"] == "encoding")
+        found[str(workers)] = {"seconds": seconds, "cpu_s": sum(cpu) + spent, "planned_s": paper}
+    return found
+
+
+def _ready(*_: int) -> None:
+    from vqdistill.shards.parts import encode_shard
+
+    assert callable(encode_shard)
+
+
+def _encoded(job: str, number: int) -> float:
+    from vqdistill.shards.parts import encode_shard
+
+    begin = time.process_time()
+    encode_shard(job, number, threads=1)
+    return time.process_time() - begin
+
+
 MEASURES = {
     "same": (same, ["--ram", "16B/vec"]),
     "killed": (killed, ["--ram", "8B/vec", "--codes", "pq", "--no-distill"]),
+    "speed": (speed, ["--ram", "16B/vec", "--build-ram", "1100MiB"]),
     "memory": (memory, ["--ram", "16B/vec", "--codes", "pq", "--no-distill"]),
 }
 
@@ -196,6 +244,10 @@ def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
         equal = sum(each["same"] and not each["left"] for each in found["compiles"])
         yield f"{len(found['kills'])} workers killed in {len(found['compiles'])} compiles, {equal} with the same index"
         yield f"driver killed: {found['driver']}"
+    elif name == "speed":
+        one, two = found["1"], found["2"]
+        yield f"{found['rows']:,} rows: {one['seconds']:.1f} s by one worker, {two['seconds']:.1f} s by two"
+        yield f"on paper {one['planned_s']:.1f} s and {two['planned_s']:.1f} s; load {found['load']:.1f} before"
     else:
         few, many = found[str(FEW)], found[str(4 * FEW)]
         megabytes = [each["peak_rss_bytes"] / 1e6 for each in (few, many)]

@@ -15,6 +15,7 @@ from vqdistill.bench.commands import bench_command, report_command
 from vqdistill.cli.build import compile_command, plan_command
 from vqdistill.cli.evaluate import eval_command, explain_command
 from vqdistill.cli.export import export_command
+from vqdistill.cli.fetch import fetch_command
 from vqdistill.cli.inspect import inspect_command, verify_command
 from vqdistill.cli.search import search_command
 from vqdistill.cli.serve import serve_command
@@ -53,6 +54,7 @@ for command in (
     compact_command,
     merge_command,
     gc_command,
+    fetch_command,
     shard_group,
     export_command,
     bench_command,

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from typing import Any
 
 import click
 
 import vqdistill as vqd
-from vqdistill.cli.options import build_options, build_ram_option
+from vqdistill.cli.options import build_options, build_ram_option, model_options
+from vqdistill.cli.paper import read_rows, show_capacity
 from vqdistill.cli.show import show
 from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import InvalidInput, needed_by
+from vqdistill.index.remote import Destination
 from vqdistill.progress import ConsoleProgress
 
 
 @click.command("compile")
-@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
+@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make, or URL; must not exist.")
 @build_ram_option
 @click.option("--resume", is_flag=True, help="Go on where a compile of the same stopped, from what is in OUT.work.")
 @click.option("--warm-start", metavar="OLD", help="An index of such rows, from whose model training goes on.")
@@ -49,8 +50,7 @@ def compile_command(
         report["timings"],
     )  # shown before the work began, and below
     show({"index": out} | report, as_json)
-    with vqd.open_index(out) as reader:
-        click.echo("\n".join(certificate_lines(reader.manifest.certificate)))
+    click.echo("\n".join(certificate_lines(Destination(out).published().certificate)))
 
 
 def _on_ray(
@@ -72,16 +72,41 @@ def _start(path: str, source: str, metric: str | None) -> Any:
 
 
 @click.command("plan")
+@click.argument("source", metavar="[INPUT]", required=False)
+@click.option("--rows", callback=read_rows, metavar="N", help="Instead of INPUT: so many rows, such as 1e9, on paper.")
+@click.option("--dim", type=click.IntRange(1, 65536), metavar="D", help="Of these, dimensions.")
+@click.option(
+    "--machine", metavar="M", help='With --rows: what a machine has, such as "64 cores, 256GiB, 4 NVMe of 3.84TB".'
+)
+@build_ram_option
 @click.option("-o", "--out", metavar="OUT", help="Checked not to exist; nothing is written.")
-@build_options
+@model_options
 def plan_command(
-    source: str, out: str | None, queries: str | None, teacher: str, as_json: bool, **options: Any
+    source: str | None,
+    out: str | None,
+    queries: str | None,
+    teacher: str,
+    as_json: bool,
+    rows: int | None,
+    dim: int | None,
+    machine: str | None,
+    **options: Any,
 ) -> None:
-    """Show what `compile` with the same options would build; writes nothing, and trains nothing without --recall."""
+    """Show what `compile` with the same options would build; writes nothing, and trains nothing without --recall.
+
+    With --rows, --dim and --machine in place of INPUT: machines, bytes, hours and queries a second, on paper.
+    """
     from vqdistill.compiler.decide import Wishes, decide
     from vqdistill.data.sources import open_queries
 
-    if out is not None and os.path.lexists(out):
+    if source is None:
+        paper = options | {"queries": queries, "teacher": teacher, "out": out}
+        show_capacity(rows, dim, machine, as_json, **paper)
+        return
+    for name, value in (("rows", rows), ("dim", dim), ("machine", machine), ("build-ram", options["build_ram"])):
+        if value is not None:
+            raise InvalidInput(f"--{name} stands in for INPUT, got both")
+    if out is not None and Destination(out).exists():
         raise InvalidInput(f"{out} exists already")
     src = vqd.open_source(source, metric=options["metric"], ids=options["ids"])
     if queries not in (None, "none"):

@@ -56,7 +56,7 @@ def encode_command(job: str, number: int, threads: int | None, as_json: bool) ->
 
 @shard_group.command("commit")
 @click.argument("job", metavar="JOB")
-@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make; must not exist.")
+@click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make, or URL; must not exist.")
 @click.option(
     "--shards",
     type=click.IntRange(min=1),

@@ -26,11 +26,12 @@ from vqdistill.config import Budget, RecallTarget
 from vqdistill.data.sources import EmbeddingSource, open_source, row_bytes
 from vqdistill.data.teacher import Judge
 from vqdistill.distill.warm import WarmStart
-from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, read_manifest
+from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld, InvalidInput
+from vqdistill.index.files import FileOps
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.opening import open_index
 from vqdistill.index.policy import SearchPolicy
+from vqdistill.index.remote import Destination
 from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES
 from vqdistill.index.writer import IndexWriter
@@ -71,7 +72,8 @@ def compile(
     ----------
     input : path, `FILE:key`, folder or glob of shards, list of paths, NumPy array or torch tensor of shape (n, d)
     out : directory to make; must not exist. Teacher lists are cached in `<out>.cache` beside it; what else is finished
-        waits in `<out>.work` until the index is there.
+        waits in `<out>.work` until the index is there. Or a URL: then the index is made in the working directory, as
+        `<name>.upload`, and uploaded.
     queries : learn queries in any of these forms; None = `learn_queries` or `learn` of the input file, if it has them;
         "none" = pseudo-queries made from the corpus
     teacher : "exact" (dense scores), "scores:FILE" (pair scores) or "labels:FILE" (relevant documents or their grades),
@@ -145,7 +147,8 @@ def compile(
     wanted = wishes.target
     progress = progress or Progress()
     begin = time.perf_counter()
-    require_free(out, resume)
+    place = Destination(out)
+    require_free(place, resume)
     src = open_source(input, metric=metric, ids=ids)
     if start is not None:
         if warm_start is not None:
@@ -159,14 +162,14 @@ def compile(
         "recall": None if wanted is None else str(wanted),
     }
     made = made_with(src, input, queries, teacher, options)
-    dense_teacher = recipe.dense_teacher(src, Path(f"{out}.cache"), progress)
-    with WorkDir(work_path(out), made, resume=resume) as work, training_threads(wishes.cores):
+    dense_teacher = recipe.dense_teacher(src, Path(f"{place.local}.cache"), progress)
+    with WorkDir(work_path(place.local), made, resume=resume) as work, training_threads(wishes.cores):
         if work.trained is None:
             work.keep_trained(train(recipe, dense_teacher, warm, start))
         done = work.trained
         assert done is not None
         done, proof = recipe.reported(done), recipe.proof(done, dense_teacher)
-        manifest = encode(done, src, Path(out), progress, recipe.sizes, work.log, proof)
+        manifest = encode(done, src, place, progress, recipe.sizes, work.log, proof)
     certificate = manifest.certificate
     return {
         "plan": done.plan.to_json(),
@@ -195,7 +198,7 @@ def build(
     Parameters
     ----------
     plan, model : as `plan(...)` and `Distiller.fit` gave them
-    path : directory to make; must not exist
+    path : directory to make, or URL, as for `compile`; must not exist
     search : defaults stored in the index, whole or as `Distiller.calibrated` has them; what is not calibrated: a
         quarter of the lists, 100 candidates verified
     report : JSON object stored in the manifest
@@ -217,13 +220,13 @@ def build(
     if not isinstance(search, SearchPolicy):
         search = search_policy(model, plan.dense, search or {})
     done = Trained(plan=plan, model=model, report=report or {}, search=search)
-    return encode(done, src, Path(path), progress or Progress(), proof=proof)
+    return encode(done, src, Destination(path), progress or Progress(), proof=proof)
 
 
 def encode(
     done: Trained,
     src: EmbeddingSource,
-    path: Path,
+    out: Destination,
     progress: Progress,
     sizes: Sizes = LARGEST,
     log: RunLog | None = None,
@@ -235,19 +238,40 @@ def encode(
     Parameters
     ----------
     done : what was trained for `src`
-    path : directory to make
+    out : where the index is to appear
     sizes : of what may be in memory
     log : of runs; None = there are none yet, and none stay
     proof : as for `build`, as are result and errors
     ops : file operations; replaced in tests
     """
-    plan, model = done.plan, done.model
-    index_id = index_id_of(plan, model, src)
-    if log is not None and os.path.lexists(path):
-        return _require_same_index(path, index_id)
+    index_id = index_id_of(done.plan, done.model, src)
+    if log is not None and out.exists():
+        found = _require_same_index(out, index_id)
+        out.tidy()
+        return found
+    if log is None or not os.path.lexists(out.local):
+        manifest = _write(done, src, out.local, index_id, progress, sizes, log, proof, ops)
+    else:  # its upload was interrupted
+        manifest = _require_same_index(Destination(out.local), index_id)
+    out.upload(progress)
+    return manifest
+
+
+def _write(
+    done: Trained,
+    src: EmbeddingSource,
+    path: Path,
+    index_id: bytes,
+    progress: Progress,
+    sizes: Sizes,
+    log: RunLog | None,
+    proof: Proof | None,
+    ops: FileOps | None,
+) -> Manifest:
+    plan = done.plan
     with IndexWriter(
         path,
-        model,
+        done.model,
         dense=plan.dense,
         ids=plan.ids,
         index_id=index_id,
@@ -276,14 +300,14 @@ def _warm_model(path: str | Path, plan: CompilePlan, distill: bool) -> tuple[Ivf
     return model, f"{manifest.index_id.hex()} {manifest.generation}"
 
 
-def _require_same_index(path: Path, index_id: bytes) -> Manifest:
+def _require_same_index(out: Destination, index_id: bytes) -> Manifest:
     try:
-        manifest = read_manifest(path)
+        manifest = out.published()
         if manifest.index_id == index_id:
             return manifest
-    except VqdistillError:  # it is no index, or none that can be read
+    except (InvalidInput, CorruptIndex, FormatTooNew, FormatTooOld):
         pass
-    raise InvalidInput(f"{path} exists already, and is not what this work leads to; remove it or choose another name")
+    raise InvalidInput(f"{out} exists already, and is not what this work leads to; remove it or choose another name")
 
 
 def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> None:

@@ -14,6 +14,8 @@ NS_PER_LIST, NS_PER_CODE_BYTE = 270.0, 0.035
 and 12 and 24 bytes a vector, within 21 %."""
 NS_OF_READ, NS_PER_READ_BYTE = 70.0, 0.11
 """Of a row that is read from the page cache and scored: i8 113 ns, f16 161 ns, f32 224 ns at 384 dimensions."""
+_FEWEST_ROUNDS = 16
+"""Perturbations of a row's additive codes, m / 2 if that is more, as `model.additive` has them."""
 _ROW_BYTES = {"f32": (4, 0), "f16": (2, 0), "bf16": (2, 0), "i8": (1, 4)}
 """Bytes of a dense row: for each dimension, and beyond them."""
 
@@ -85,6 +87,27 @@ def query_work(n: int, d: int, model: IvfPqConfig, *, nprobe: int) -> Work:
     )
 
 
+def encode_work(d: int, model: IvfPqConfig, *, terms: float) -> dict[str, float]:
+    """Return what encoding one row consists of, by kind of work: counts that measured ns are multiplied with.
+
+    Parameters
+    ----------
+    terms : queries that rank the row, whose scores additive codes keep
+    """
+    m = model.m
+    if model.codes == "pq":
+        return {"lists": model.nlist * d, "rotation": m * codeword_dims(d, model) * d, "words": KSUB * d, "row": d}
+    rounds = max(_FEWEST_ROUNDS, m // 2)
+    return {
+        "lists": model.nlist * d,
+        "space": d * d,
+        "words": KSUB * m * d,
+        "search": rounds * m * KSUB,
+        "search of pairs": m * m * KSUB,
+        "terms": terms * (d + KSUB * m),
+    }
+
+
 def query_ns(n: int, d: int, model: IvfPqConfig, dense: str, *, scanned: float, lists: float, reads: float) -> float:
     """Return the work of one query of a batch, as ns on one core of a Zen 4 machine: what candidates are compared by.
 
@@ -101,7 +124,10 @@ def query_ns(n: int, d: int, model: IvfPqConfig, dense: str, *, scanned: float, 
 
 def read_ns(d: int, dense: str) -> float:
     """Return the work of reading and scoring one row, as `query_ns`; 0 without dense rows."""
-    if dense == "none":
-        return 0.0
-    each, more = _ROW_BYTES[dense]
-    return NS_OF_READ + NS_PER_READ_BYTE * (each * d + more)
+    return 0.0 if dense == "none" else NS_OF_READ + NS_PER_READ_BYTE * dense_bytes(d, dense)
+
+
+def dense_bytes(d: int, dense: str) -> int:
+    """Return the bytes of a dense row; 0 for "none"."""
+    each, more = _ROW_BYTES.get(dense, (0, 0))
+    return each * d + more

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqdistill.compiler.supervision import learn_queries
-from vqdistill.data.files import resolve
+from vqdistill.data.files import files_in, resolve, stamp_of
 from vqdistill.data.sources import EmbeddingSource
 
 
@@ -31,12 +31,11 @@ def made_with(
     }
 
 
-def _stamps(name: Any) -> list[tuple[int, int]]:
-    """Size and time of change, in ns, of each file of a path; none for what is no path."""
+def _stamps(name: Any) -> list[tuple[int, int | str]]:
+    """What tells the content of each file of a path, see `stamp_of`; nothing for what is no path."""
     if isinstance(name, (list, tuple)):
         return [stamp for each in name for stamp in _stamps(each)]
     if not isinstance(name, (str, Path)) or not str(name):
         return []
     found = resolve(str(name))[0]
-    files = sorted(found[0].iterdir()) if len(found) == 1 and found[0].is_dir() else found
-    return [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
+    return [stamp_of(file) for file in (files_in(found[0]) if len(found) == 1 else found)]

@@ -18,6 +18,7 @@ from vqdistill.compiler.store import load_trained, save_trained
 from vqdistill.compiler.trained import Trained
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
 from vqdistill.index.files import FileOps, temporary_name
+from vqdistill.index.remote import Destination
 from vqdistill.index.runs import Run, RunLog, checksum
 
 FORMAT = 1
@@ -194,13 +195,14 @@ def require_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) 
             raise InvalidInput(f"{path} was made with {shown}: ask for the same, or remove it to start afresh")
 
 
-def require_free(out: str | Path, resume: bool) -> None:
-    """Refuse an index that is there, unless work beside it is to be resumed, and one that would lie in no folder."""
+def require_free(out: Destination, resume: bool) -> None:
+    """Refuse an index that is there, unless work on it is to be resumed, and one that could not be written."""
     # A process that was killed after it published, before it removed its work, has only that left to do.
-    if os.path.lexists(out) and not (resume and work_path(out).is_dir()):
+    if out.exists() and not (resume and work_path(out.local).is_dir()):
         raise InvalidInput(f"{out} exists already; remove it or choose another name")
-    if not Path(out).absolute().parent.is_dir():
-        raise InvalidInput(f"{out} must be in a folder that exists, got {Path(out).absolute().parent}")
+    if not out.local.absolute().parent.is_dir():
+        raise InvalidInput(f"{out} must be in a folder that exists, got {out.local.absolute().parent}")
+    out.require_writable()
 
 
 def _entries(data: bytes) -> Iterator[tuple[dict[str, Any], int]]:

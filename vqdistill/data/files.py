@@ -13,9 +13,12 @@ from vqdistill.data.flat import BINS, READ_ERRORS, VECS, open_bin, open_npy, ope
 from vqdistill.data.hdf5 import Hdf5Container
 from vqdistill.data.ids import Piece
 from vqdistill.data.parquet import ParquetContainer
+from vqdistill.data.ranges import open_npy_by_ranges
 from vqdistill.data.shards import ShardTable
 from vqdistill.data.tables import Table, choose_key
 from vqdistill.errors import InvalidInput
+from vqdistill.objects.store import AnyPath, RemotePath, find
+from vqdistill.objects.urls import is_url, local_name
 
 _CONTAINERS: dict[str, Callable[[Path], Container]] = {
     ".npz": NpzContainer,
@@ -30,23 +33,25 @@ SUFFIXES = (*_FLAT, *_CONTAINERS)
 """File name endings that can be read."""
 CONTAINER_SUFFIXES = tuple(_CONTAINERS)
 """Those of files that hold several named arrays."""
+REMOTE_SUFFIXES = (".npy", ".parquet")
+"""Those of embeddings that can be read by ranges out of an object store."""
 
 
-def resolve(text: str) -> tuple[list[Path], str | None]:
-    """Split `FILE[:key]`, `FOLDER[:key]` or `GLOB[:key]` at a colon whose left side exists.
+def resolve(text: str) -> tuple[list[AnyPath], str | None]:
+    """Split `FILE[:key]`, `FOLDER[:key]` or `GLOB[:key]`, which may be a URL, at a colon whose left side exists.
 
     Raises
     ------
     InvalidInput
         If nothing of that name exists.
     """
+    text = local_name(text)
     front, colon, key = text.rpartition(":")
-    for name, part in ((text, None), (front, key)) if colon and front else ((text, None),):
-        if _exists(name):
-            return [Path(name)], part
-        found = sorted(glob.glob(name)) if glob.has_magic(name) else []
+    whole_only = not colon or not front or (is_url(text) and not is_url(front))
+    for name, part in ((text, None),) if whole_only else ((text, None), (front, key)):
+        found: list[AnyPath] = [*find(name)] if is_url(name) else _find_local(name)
         if found:
-            return [Path(path) for path in found], part
+            return found, part
     raise InvalidInput(f"no such file or folder: {text}")
 
 
@@ -71,7 +76,7 @@ def open_path(text: str, prefer: tuple[str, ...]) -> tuple[Table, list[Container
     return open_files(text, files_of(text), prefer)
 
 
-def files_of(text: str) -> list[tuple[Path, str | None]]:
+def files_of(text: str) -> list[tuple[AnyPath, str | None]]:
     """Return the files that a path names, as for `open_path`, and the key in each.
 
     Raises
@@ -85,8 +90,22 @@ def files_of(text: str) -> list[tuple[Path, str | None]]:
     return [(path, key) for path in paths]
 
 
+def files_in(path: AnyPath) -> list[AnyPath]:
+    """Return what lies in a folder, in lexicographic order; of a file, itself."""
+    inside: Iterable[AnyPath] = path.iterdir() if path.is_dir() else [path]
+    return sorted(inside, key=str)
+
+
+def stamp_of(path: AnyPath) -> tuple[int, int | str]:
+    """Return size and time of change, in ns, of a file; of one in an object store, what tells its content instead."""
+    if isinstance(path, RemotePath):
+        return path.size, path.mark
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
 def open_files(
-    name: str, files: Sequence[tuple[Path, str | None]], prefer: tuple[str, ...]
+    name: str, files: Sequence[tuple[AnyPath, str | None]], prefer: tuple[str, ...]
 ) -> tuple[Table, list[Container]]:
     """Open files of `files_of` as one table, in this order.
 
@@ -101,7 +120,7 @@ def open_files(
     return table, [container for _, container in opened if container]
 
 
-def open_container(path: Path) -> Container:
+def open_container(path: AnyPath) -> Container:
     """Open a file of named arrays.
 
     Raises
@@ -111,12 +130,14 @@ def open_container(path: Path) -> Container:
     """
     _check_file(path, CONTAINER_SUFFIXES)
     try:
+        if isinstance(path, RemotePath):
+            return ParquetContainer(path)
         return _CONTAINERS[path.suffix.lower()](path)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def read_pieces(path: Path, key: str | None, prefer: tuple[str, ...]) -> Iterable[Piece]:
+def read_pieces(path: AnyPath, key: str | None, prefer: tuple[str, ...]) -> Iterable[Piece]:
     """Read an array of any shape and type, such as ids or labels, piece by piece.
 
     Parameters
@@ -135,19 +156,29 @@ def read_pieces(path: Path, key: str | None, prefer: tuple[str, ...]) -> Iterabl
         only = tuple(container.shapes) if len(container.shapes) == 1 else ()
         return container.pieces(choose_key(str(path), dict.fromkeys(container.shapes, ()), key, prefer + only))
     try:
+        if isinstance(path, RemotePath):
+            return [np.load(path.open("rb"), allow_pickle=False)]
         return [np.load(path, mmap_mode="r", allow_pickle=False)]
     except READ_ERRORS as error:
         raise InvalidInput(f"{path} cannot be read: {error}") from None
 
 
-def _exists(name: str) -> bool:
+def _find_local(name: str) -> list[AnyPath]:
+    """The file or folder of a name, or what matches a pattern."""
     try:
-        return Path(name).exists()
+        if Path(name).exists():
+            return [Path(name)]
     except (OSError, ValueError):  # too long, a null byte, or a folder that may not be entered
-        return False
+        pass
+    return [Path(path) for path in sorted(glob.glob(name))] if glob.has_magic(name) else []
 
 
-def _check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+def _check_file(path: AnyPath, suffixes: tuple[str, ...]) -> None:
+    if isinstance(path, RemotePath) and path.suffix.lower() in SUFFIXES and path.suffix.lower() not in REMOTE_SUFFIXES:
+        raise InvalidInput(
+            f"{path} must end in {' or '.join(REMOTE_SUFFIXES)} to be read from an object store, got {path.suffix!r}:"
+            " copy it to a disk"
+        )
     if path.suffix.lower() not in suffixes:
         raise InvalidInput(f"{path} has an unknown suffix {path.suffix!r}, known are {', '.join(suffixes)}")
     if not path.is_file():
@@ -156,24 +187,25 @@ def _check_file(path: Path, suffixes: tuple[str, ...]) -> None:
         raise InvalidInput(f"{path} is empty: it has 0 bytes")
 
 
-def _open_file(path: Path, key: str | None, prefer: tuple[str, ...]) -> tuple[Table, Container | None]:
+def _open_file(path: AnyPath, key: str | None, prefer: tuple[str, ...]) -> tuple[Table, Container | None]:
     _check_file(path, SUFFIXES)
-    opener = _FLAT.get(path.suffix.lower())
-    if opener is None:
+    if path.suffix.lower() not in _FLAT:
         container = open_container(path)
         return container.table(choose_key(str(path), container.shapes, key, prefer)), container
     if key is not None:
         raise InvalidInput(f"{path} holds one array and takes no key, got {key!r}")
     try:
-        return opener(path), None
+        if isinstance(path, RemotePath):
+            return open_npy_by_ranges(path), None
+        return _FLAT[path.suffix.lower()](path), None
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
 
 
-def _shard_files(paths: list[Path], text: str) -> list[Path]:
+def _shard_files(paths: list[AnyPath], text: str) -> list[AnyPath]:
     """Files of a folder, or those that a glob has found; all of one suffix."""
     if len(paths) == 1:
-        paths = sorted(path for path in paths[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+        paths = [path for path in files_in(paths[0]) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     paths = [path for path in paths if path.is_file()]
     if not paths:
         raise InvalidInput(f"{text} holds no shards, which are files ending in {', '.join(SUFFIXES)}")

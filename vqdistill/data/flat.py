@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from vqdistill.data.tables import ArrayTable, IntRows, check_table, map_array
 from vqdistill.errors import InvalidInput
+from vqdistill.objects.store import AnyPath
 from vqdistill.types import F32Rows
 
 READ_ERRORS = (
@@ -96,7 +97,7 @@ class _VecsTable(ArrayTable):
         return super()._copy(index)
 
 
-def check_size(path: Path, wanted: int, content: str) -> None:
+def check_size(path: AnyPath, wanted: int, content: str) -> None:
     """Refuse a file that is shorter or longer than its header says.
 
     Raises

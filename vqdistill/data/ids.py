@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from vqdistill.data.tables import IntRows
 from vqdistill.errors import InvalidInput
+from vqdistill.objects.store import AnyPath
 
 _PIECE_LINES = 65536
 _CANONICAL_INT = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -186,7 +186,7 @@ def build_ids(pieces: Iterable[Piece], n: int, name: str) -> IdColumn:
     return IntIds(np.concatenate(numbers) if numbers else np.empty(0, np.int64), name)
 
 
-def read_lines(path: Path) -> Iterator[Piece]:
+def read_lines(path: AnyPath) -> Iterator[Piece]:
     """Yield the lines of a text file in pieces: integers if every line is a plain decimal int64, else strings.
 
     Raises
@@ -204,7 +204,7 @@ def read_lines(path: Path) -> Iterator[Piece]:
     yield np.array(piece, dtype=kind) if kind else piece
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: AnyPath) -> Iterator[str]:
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
             for line in file:

@@ -16,6 +16,7 @@ from vqdistill.data.ids import IdColumn, Piece, to_ints
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.tables import IntRows
 from vqdistill.errors import InvalidInput
+from vqdistill.objects.store import AnyPath
 
 _PIECE_LINES = 65536
 _QUERY_NAMES = ("qids", "qid", "query_ids", "query_id", "query-id")
@@ -61,7 +62,7 @@ def read_scores(
         pair twice, or holds a score that is not finite.
     """
     names = _Names(n_queries=n_queries, n_docs=n_docs, query_ids=query_ids, doc_ids=doc_ids)
-    queries, docs, scores = _read(Path(path), names, _SCORE_COLUMNS, _SCORE_NAMES)
+    queries, docs, scores = _read(_one_file(path), names, _SCORE_COLUMNS, _SCORE_NAMES)
     return _named(str(path), queries, docs, scores, n_queries)
 
 
@@ -106,10 +107,17 @@ def read_labels(
     return _named(str(labels), queries[kept], docs[kept], grades[kept], n_queries)
 
 
+def _one_file(path: str | Path) -> AnyPath:
+    paths, key = resolve(str(path))
+    if len(paths) > 1 or key is not None:
+        raise InvalidInput(f"no such file: {path}")
+    return paths[0]
+
+
 Pairs = tuple[IntRows, IntRows, npt.NDArray[np.float64]]
 
 
-def _read(path: Path, names: _Names, columns: dict[int, tuple[int, int, int]], values: tuple[str, ...]) -> Pairs:
+def _read(path: AnyPath, names: _Names, columns: dict[int, tuple[int, int, int]], values: tuple[str, ...]) -> Pairs:
     """Row numbers of queries and documents, and values, of all lines or rows."""
     if not path.is_file():
         raise InvalidInput(f"no such file: {path}")
@@ -126,7 +134,7 @@ def _read(path: Path, names: _Names, columns: dict[int, tuple[int, int, int]], v
 class _RowsOf:
     """Maps what a file calls queries, or documents, to row numbers."""
 
-    def __init__(self, what: str, path: Path, ids: IdColumn | None, n: int) -> None:
+    def __init__(self, what: str, path: AnyPath, ids: IdColumn | None, n: int) -> None:
         self._what, self._path, self._n = what, path, n
         self._lookup = to_ints if ids is None else ids.lookup()
 
@@ -141,7 +149,7 @@ class _RowsOf:
         return rows
 
 
-def _columns(path: Path, value_names: tuple[str, ...]) -> Iterator[tuple[Piece, Piece, npt.NDArray[np.float64]]]:
+def _columns(path: AnyPath, value_names: tuple[str, ...]) -> Iterator[tuple[Piece, Piece, npt.NDArray[np.float64]]]:
     container = open_container(path)
     keys = [_first_of(container.shapes, found, path) for found in (_QUERY_NAMES, _DOC_NAMES, value_names)]
     q, d, v = ([value for piece in container.pieces(key) for value in np.atleast_1d(np.asarray(piece))] for key in keys)
@@ -154,7 +162,7 @@ def _columns(path: Path, value_names: tuple[str, ...]) -> Iterator[tuple[Piece, 
 
 
 def _lines(
-    path: Path, columns: dict[int, tuple[int, int, int]]
+    path: AnyPath, columns: dict[int, tuple[int, int, int]]
 ) -> Iterator[tuple[Piece, Piece, npt.NDArray[np.float64]]]:
     width, number = 0, 0
     try:
@@ -177,7 +185,7 @@ def _lines(
 
 
 def _pick(
-    fields: list[list[str]], at: tuple[int, int, int], width: int, path: Path, start: int
+    fields: list[list[str]], at: tuple[int, int, int], width: int, path: AnyPath, start: int
 ) -> tuple[list[str], list[str], npt.NDArray[np.float64]]:
     """Columns of parsed lines; empty lines, the header among them, are skipped."""
     for number, line in enumerate(fields, start + 1):
@@ -212,11 +220,11 @@ def _named(path: str, queries: IntRows, docs: IntRows, scores: npt.NDArray[np.fl
         raise InvalidInput(f"{path}: {error}") from None
 
 
-def _has_pairs(path: Path) -> bool:
+def _has_pairs(path: AnyPath) -> bool:
     return any(name in open_container(path).shapes for name in _QUERY_NAMES)
 
 
-def _first_of(shapes: dict[str, tuple[int, ...]], names: tuple[str, ...], path: Path) -> str:
+def _first_of(shapes: dict[str, tuple[int, ...]], names: tuple[str, ...], path: AnyPath) -> str:
     for name in names:
         if name in shapes:
             return name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 
 from vqdistill.data.tables import BlockTable, Table, check_table
 from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.objects.store import READ_BYTES, AnyPath, RemotePath
 
 _BLOCK_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
@@ -38,14 +38,16 @@ class ParquetContainer:
 
     metric = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: AnyPath) -> None:
         arrow, parquet = require_pyarrow()
         self.name = str(path)
         self._types = arrow.types
         self._failures = (arrow.ArrowException, OSError, ValueError)
         try:
             # Otherwise whole column chunks are read at once, and those of a row group of default size can be gigabytes.
-            self._file = parquet.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False)
+            remote = isinstance(path, RemotePath)
+            size = READ_BYTES if remote else _READ_BYTES
+            self._file = parquet.ParquetFile(path.open("rb") if remote else path, buffer_size=size, pre_buffer=False)
             fields = list(self._file.schema_arrow)
         except self._failures as error:
             raise InvalidInput(f"{path} is not a readable Parquet file: {_first_line(error)}") from None

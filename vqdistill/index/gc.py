@@ -11,6 +11,7 @@ from vqdistill.index.locks import is_read, lock_writer
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.shardset import is_sharded, name_of, read_shards
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, is_leftover, is_manifest
+from vqdistill.objects.urls import require_local
 
 
 def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:
@@ -34,7 +35,7 @@ def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:
     VqdistillError
         If another writer is at work, or the disk refuses.
     """
-    path, ops = Path(path), FileOps() if ops is None else ops
+    path, ops = require_local(path), FileOps() if ops is None else ops
     lock = lock_writer(path)
     try:
         current = read_manifest(path)

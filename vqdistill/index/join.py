@@ -17,6 +17,7 @@ from vqdistill.index.merge import Merge
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import ID_BYTES, ROW_KINDS
 from vqdistill.index.update import kept_rows
+from vqdistill.objects.urls import require_local
 
 _CHUNK = 1 << 20
 """Keys looked at together."""
@@ -42,7 +43,7 @@ def merge_indexes(paths: Sequence[str | Path], out: str | Path, *, ops: FileOps 
     CorruptIndex, VqdistillError
         If an index cannot be read, or the disk refuses; nothing is left behind.
     """
-    out, ops = Path(out), FileOps() if ops is None else ops
+    out, ops = require_local(out), FileOps() if ops is None else ops
     if len(paths) < 2:
         raise InvalidInput(f"indexes to merge must be two or more, got {len(paths)}")
     temporary = temporary_beside(out)

@@ -33,6 +33,7 @@ from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
 from vqdistill.index.spec import PAGE, Segment
 from vqdistill.index.verify import verify as problems_in
 from vqdistill.model.adapter import QueryAdapter
+from vqdistill.objects.urls import require_local
 from vqdistill.types import F32Rows, Metric
 
 if TYPE_CHECKING:
@@ -104,13 +105,13 @@ class IndexReader:
         Raises
         ------
         InvalidInput
-            If `path` is no directory, or `verify` neither value.
+            If `path` is a URL or no directory, or `verify` neither value.
         CorruptIndex, FormatTooNew, FormatTooOld
             If the index cannot be trusted.
         VqdistillError
             If the disk refuses.
         """
-        path = Path(path)
+        path = require_local(path)
         if verify not in ("headers", "full"):
             raise InvalidInput(f"verify must be one of headers, full, got {verify!r}")
         if verify == "full":

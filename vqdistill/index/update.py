@@ -35,6 +35,7 @@ from vqdistill.index.merge import Kept, Merge, RowSource, StoredRows
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.rows import I64, Alive, OpenRows
 from vqdistill.index.spec import ROW_KINDS, Layout, RowSet, Segment, name_generation
+from vqdistill.objects.urls import require_local
 from vqdistill.types import Codes, F32Rows
 
 BATCH_BYTES = 64 << 20
@@ -104,7 +105,7 @@ class IndexUpdater:
     """
 
     def __init__(self, path: str | Path, *, sharing: IndexReader | None = None, ops: FileOps | None = None) -> None:
-        self._path = Path(path)
+        self._path = require_local(path)
         self._ops = FileOps() if ops is None else ops
         self._lock: int | None = lock_writer(self._path)
         self._fds: list[int] = []

@@ -12,6 +12,7 @@ from vqdistill.index.files import CURRENT, open_segment, read_manifest, reading
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.shardset import is_sharded, name_of, read_shard, read_shards
 from vqdistill.index.spec import SHARDS, is_leftover
+from vqdistill.objects.urls import require_local
 
 
 def verify(path: str | Path) -> list[str]:
@@ -29,11 +30,11 @@ def verify(path: str | Path) -> list[str]:
     Raises
     ------
     InvalidInput
-        If `path` is no directory.
+        If `path` is a URL or no directory.
     FormatTooNew, FormatTooOld
         If the index cannot be checked by this version.
     """
-    return list(_problems(Path(path)))
+    return list(_problems(require_local(path)))
 
 
 def _problems(path: Path) -> Iterator[str]:

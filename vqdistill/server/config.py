@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vqdistill.errors import InvalidInput
+from vqdistill.objects.urls import require_local
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of indexes, which stand in URLs."""
@@ -121,19 +122,20 @@ def parse_indexes(given: Sequence[str]) -> dict[str, Path]:
     Raises
     ------
     InvalidInput
-        If a name is no name, or stands for two indexes.
+        If a name is no name, or stands for two indexes, or a path is a URL.
     """
     found: dict[str, Path] = {}
     for text in given:
         name, equals, path = text.partition("=")
         if not equals or "/" in name:
             name, path = Path(text).stem, text
+        place = require_local(path)
         _require_name(name)
         if name in found:
             raise InvalidInput(
                 f"names of indexes must differ, got {name!r} for {found[name]} and {path}; say NAME={path}"
             )
-        found[name] = Path(path)
+        found[name] = place
     return found
 
 

@@ -16,6 +16,8 @@ from vqdistill.compiler.recipe import Recipe
 from vqdistill.config import DistillConfig
 from vqdistill.data.sources import TableSource, open_shard, open_source
 from vqdistill.errors import InvalidInput, VqdistillError
+from vqdistill.objects.store import find_one
+from vqdistill.objects.urls import absolute, is_url
 from vqdistill.shards.sealed import digest_of_file, read_record
 
 PROTOCOL = 1
@@ -30,16 +32,21 @@ class StoredFile:
     path: str
     bytes: int
     digest: str
-    """See `digest_of_file`."""
+    """See `digest_of_file`; of an object, its entity tag where the store gives it one, so that no byte is read."""
 
     @classmethod
     def of(cls, path: str | Path) -> StoredFile:
         """Describe a file as it is now."""
-        return cls(os.path.abspath(path), os.stat(path).st_size, digest_of_file(path))
+        name = absolute(path)
+        if not is_url(name):
+            return cls(name, os.stat(name).st_size, digest_of_file(name))
+        file = find_one(name)
+        return cls(name, file.size, file.mark if file.tagged else digest_of_file(file))
 
     def is_same(self) -> bool:
         """Whether the content is what it was."""
-        return os.stat(self.path).st_size == self.bytes and digest_of_file(self.path) == self.digest
+        now = StoredFile.of(self.path)
+        return (now.bytes, now.digest) == (self.bytes, self.digest)
 
     def require_same(self) -> None:
         """Refuse a file that is no longer what it was.

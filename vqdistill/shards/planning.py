@@ -11,10 +11,12 @@ from typing import Any
 
 from vqdistill.compiler.decide import Wishes
 from vqdistill.compiler.recipe import asked_for, draw_up
-from vqdistill.data.files import files_of, resolve
+from vqdistill.data.files import files_in, files_of, resolve
 from vqdistill.data.sources import has_column, open_queries, open_source
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps, require_to_make
+from vqdistill.objects.store import AnyPath, RemotePath
+from vqdistill.objects.urls import absolute, is_url
 from vqdistill.progress import Progress
 from vqdistill.shards.job import PLAN, IdsOfRows, InputShard, Job, StoredFile
 from vqdistill.shards.sealed import seal
@@ -55,6 +57,8 @@ def plan_job(
     VqdistillError
         If the disk refuses; nothing is left behind.
     """
+    if is_url(folder):
+        raise InvalidInput(f"job must be a folder that all machines see, got {folder}")
     folder = Path(folder)
     require_to_make(folder, "job")
     job = draw_job(inputs, ids=ids, metric=metric, build_ram=build_ram, progress=progress, **options)
@@ -113,15 +117,21 @@ def summary(job: Job) -> dict[str, Any]:
     return {"shards": len(job.shards), "rows": job.n, "bytes": sum(each.file.bytes for each in job.shards)} | facts
 
 
-def _distinct(files: Sequence[tuple[Path, str | None]]) -> list[tuple[str, str | None]]:
-    """Absolute paths and keys; the same rows must not come twice, under whatever name."""
-    seen: dict[tuple[int, int, str | None], Path] = {}
+def _distinct(files: Sequence[tuple[AnyPath, str | None]]) -> list[tuple[str, str | None]]:
+    """Absolute names and keys; the same rows must not come twice, under whatever name."""
+    seen: dict[tuple[Any, str | None], AnyPath] = {}
     for path, key in files:
-        stat = os.stat(path)
-        before = seen.setdefault((stat.st_dev, stat.st_ino, key), path)
+        before = seen.setdefault((_identity(path), key), path)
         if before is not path:
             raise InvalidInput(f"shards must be different files, got {path} and {before}, which are the same")
-    return [(os.path.abspath(path), key) for path, key in files]
+    return [(absolute(str(path)), key) for path, key in files]
+
+
+def _identity(path: AnyPath) -> str | tuple[int, int]:
+    if isinstance(path, RemotePath):
+        return path.url
+    stat = os.stat(path)
+    return stat.st_dev, stat.st_ino
 
 
 def _ids_of(names: Sequence[str], ids: str | None) -> IdsOfRows | None:
@@ -133,7 +143,7 @@ def _ids_of(names: Sequence[str], ids: str | None) -> IdsOfRows | None:
     if any(held):
         without = names[held.index(False)]
         raise InvalidInput(f"ids {ids} must be in every shard, but {without} has none")
-    return IdsOfRows(name=os.path.abspath(ids), sidecar=True)
+    return IdsOfRows(name=absolute(ids), sidecar=True)
 
 
 def _rows_of(names: Sequence[str], metric: str | None, ids: IdsOfRows | None) -> list[int]:
@@ -167,14 +177,14 @@ def _with_paths(wishes: Wishes) -> Wishes:
     if callable(teacher) or not (queries is None or isinstance(queries, (str, Path))):
         raise InvalidInput("queries and teacher of a job must be files, got an array or a function")
     if queries not in (None, "none"):
-        queries = os.path.abspath(queries)
+        queries = absolute(queries)
     kind, colon, path = str(teacher).partition(":")
-    return replace(wishes, queries=queries, teacher=kind + colon + (os.path.abspath(path) if path else ""))
+    return replace(wishes, queries=queries, teacher=kind + colon + (absolute(path) if path else ""))
 
 
 def _other_files(wishes: Wishes, ids: IdsOfRows | None) -> tuple[StoredFile, ...]:
     names = [] if wishes.queries in (None, "none") else [wishes.queries]
     names += [str(wishes.teacher).partition(":")[2]] + ([ids.name] if ids is not None and ids.sidecar else [])
     paths = [path for name in names if name for path in resolve(name)[0]]
-    inside = [path for each in paths for path in (sorted(each.iterdir()) if each.is_dir() else [each])]
-    return tuple(StoredFile.of(path) for path in inside if path.is_file())
+    inside = [path for each in paths for path in files_in(each)]
+    return tuple(StoredFile.of(str(path)) for path in inside if path.is_file())

@@ -11,8 +11,10 @@ from vqdistill.data.teacher import ExactSearch, ExactTeacher
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.remote import Destination
 from vqdistill.index.runs import Run, RunLog
 from vqdistill.kernels.threads import training_threads
+from vqdistill.objects.urls import is_url
 from vqdistill.progress import Progress
 from vqdistill.shards.job import Job, job_cache, open_job
 from vqdistill.shards.model import read_model
@@ -39,9 +41,10 @@ def commit_job(
     Parameters
     ----------
     folder : with a plan, a model and a part for each shard; stays as it is
+    out : index to make, a directory or a URL to which it is uploaded out of `folder`; one that this job has made
+        already stays, and is returned
     shards : 1, or how many indexes the rows become: consecutive files each, about as many rows in all, under one
-        manifest. Searched together they are the index of one piece, certificate included.
-    out : index to make; one that this job has made already stays, and is returned
+        manifest, in a directory. Searched together they are the index of one piece, certificate included.
     threads : None = all cores; the index does not depend on it
     exact : searches exactly, in place of this process
     scratch : where the index is made, on the same file system as `out`; what is there is removed first. None = a new
@@ -57,6 +60,10 @@ def commit_job(
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
+    if shards > 1 and is_url(str(out)):
+        raise InvalidInput(f"an index in shards must be published on a local disk, got {out}")
+    place = Destination(out, Path(folder))
+    place.require_writable()
     job, digest = open_job(folder, threads)
     if not 1 <= shards <= len(job.shards):
         raise InvalidInput(f"shards must be in 1..{len(job.shards)}, the files of the job, got {shards}")
@@ -73,7 +80,7 @@ def commit_job(
         if shards > 1:
             groups = split(job.shards, shards)
             return write_split(groups, trained, src, Path(out), progress, recipe.sizes, log, proof, ops)
-        return encode(trained, src, Path(out), progress, recipe.sizes, log, proof, ops)
+        return encode(trained, src, place, progress, recipe.sizes, log, proof, ops)
 
 
 def _all_runs(folder: str | Path, job: Job, digest: str, model: str, advance: Callable[[int], None]) -> tuple[Run, ...]:

@@ -19,8 +19,10 @@ from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.teacher import ExactSearch, SearchTeacher
 from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, read_manifest
+from vqdistill.index.files import FileOps
 from vqdistill.index.locks import lock_writer
+from vqdistill.index.remote import Destination
+from vqdistill.objects.urls import absolute
 from vqdistill.progress import Progress
 from vqdistill.shards.exact import Question, ShardedTeacher, search_shard
 from vqdistill.shards.job import Job, StoredFile, open_job
@@ -52,8 +54,9 @@ def compile_on_ray(
     Parameters
     ----------
     input : file, folder or glob of files, or several of these; each file is a shard, and the unit of work. All machines
-        see it, and `out`, under the same path.
-    out : directory to make; must not exist. What is finished waits in `<out>.work` until the index is there.
+        see it, and `out`, under the same path, or at the same URL.
+    out : directory to make; must not exist. What is finished waits in `<out>.work` until the index is there. Or a URL,
+        as for `compile`.
     address : of a cluster, as for `ray.init`; None = one that this process has begun already, or else this machine
     threads : of this machine if a cluster is begun on it, and of training and proof; None = all cores
     resume : go on with the `<out>.work` of a driver that was lost: with its model and its finished parts
@@ -71,17 +74,17 @@ def compile_on_ray(
     VqdistillError
         If the disk refuses, or Ray cannot go on; `resume` may.
     """
-    begin, out = time.perf_counter(), Path(out).absolute()
-    folder, inputs = work_path(out), [input] if isinstance(input, (str, Path)) else list(input)
-    require_free(out, resume)
+    begin, place = time.perf_counter(), Destination(absolute(out))
+    folder, inputs = work_path(place.local), [input] if isinstance(input, (str, Path)) else list(input)
+    require_free(place, resume)
     if os.path.lexists(folder) and not resume:
         raise left_over(folder)
     with cluster(address, threads):
         crew = _Crew(progress or Progress())
         planned = crew.call(_plan, os.getcwd(), [str(each) for each in inputs], options | {"threads": threads})
         with _claimed(folder, planned):
-            _compile(crew, folder, out, threads)
-    manifest = read_manifest(out)
+            _compile(crew, folder, str(place), threads)
+    manifest = place.published()
     return {
         "plan": dict(manifest.plan),
         "prediction": planned["prediction"],
@@ -93,7 +96,7 @@ def compile_on_ray(
     }
 
 
-def _compile(crew: _Crew, folder: Path, out: Path, threads: int | None) -> None:
+def _compile(crew: _Crew, folder: Path, out: str, threads: int | None) -> None:
     """All steps behind the plan."""
     job, digest = open_job(folder)
     crew.call(_train, folder, threads)
@@ -208,7 +211,7 @@ def _encode(folder: Path, number: int, model: tuple[Trained, str], board: Any) -
     return encode_shard(folder, number, threads=1, model=model, progress=_relay(board, number))
 
 
-def _commit(folder: Path, out: Path, threads: int | None, board: Any) -> None:
+def _commit(folder: Path, out: str, threads: int | None, board: Any) -> None:
     from vqdistill.shards.publishing import commit_job
 
     options: dict[str, Any] = {"progress": _relay(board), "exact": _exact(folder), "scratch": folder / "index"}

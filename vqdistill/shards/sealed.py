@@ -12,6 +12,7 @@ from typing import Any
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.fields import parse_json
 from vqdistill.index.files import FileOps, created, read_small, temporary_name, write_error
+from vqdistill.objects.store import AnyPath, RemotePath
 
 _DIGEST_BYTES = 16
 _RECORD_MAX_BYTES = 256 << 20
@@ -88,12 +89,12 @@ def read_record(folder: Path, name: str) -> tuple[dict[str, Any], str]:
     return record, said
 
 
-def digest_of_file(path: str | Path) -> str:
+def digest_of_file(path: str | AnyPath) -> str:
     """Hex digest (BLAKE2b) of a file, read a little at a time."""
-    digest, buffer = hashlib.blake2b(digest_size=_DIGEST_BYTES), bytearray(_CHUNK_BYTES)
-    with open(path, "rb", buffering=0) as file:
-        while got := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:got])
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    with (path if isinstance(path, RemotePath) else Path(path)).open("rb") as file:
+        while data := file.read(_CHUNK_BYTES):
+            digest.update(data)
     return digest.hexdigest()
 
 
