@@ -66,12 +66,13 @@ console-check: build
 	npm install --silent --no-save --prefix build/page playwright-core axe-core
 	NODE_MODULES=build/page/node_modules $(BIN)/python bench/console.py data/debian-sample.h5
 
-# A compile on Ray, which is installed beside the virtual environment and not into it.
+# A compile and a server on Ray, which is installed beside the virtual environment and not into it.
 ray-check: build build/ray/installed
-	PYTHONPATH=$(CURDIR):$(CURDIR)/build/ray $(BIN)/python -m pytest -q tests/shards/test_ray_engine.py
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/ray $(BIN)/python -m pytest -q tests/shards/test_ray_engine.py \
+	    tests/server/test_ray_serve.py
 
 build/ray/installed: constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt --target build/ray ray
+	$(BIN)/python -m pip install -q -c constraints.txt --target build/ray 'ray[serve]'
 	touch $@
 
 # Compiles between objects of an S3-compatible store on loopback, in one process and on Ray; installed beside likewise.

@@ -35,7 +35,7 @@ from vqdistill.config import LOSSES, SAMPLERS, STAGES, DistillConfig
 from vqdistill.data.sources import open_source
 from vqdistill.distill.trainer import Distiller
 from vqdistill.evaluate.run import evaluate
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
 

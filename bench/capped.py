@@ -29,7 +29,8 @@ import numpy.typing as npt
 from vqdistill import searcher
 from vqdistill.bench.caps import Cap
 from vqdistill.bench.pages import evict
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.opening import open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.types import Metric, unit_rows
 
 F32 = npt.NDArray[np.float32]

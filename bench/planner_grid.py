@@ -39,7 +39,7 @@ from vqdistill.data.sources import open_source
 from vqdistill.distill.trainer import Distiller
 from vqdistill.evaluate.ladder import QuerySet, Setting, attempt, probings, verifications
 from vqdistill.evaluate.run import load_test_set
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
 from vqdistill.searcher import Searcher

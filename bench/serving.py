@@ -41,6 +41,11 @@ class Server:
         """Resident memory of the process."""
         return int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def terminate(self) -> None:
         """Tell it to stop."""
         self._process.send_signal(signal.SIGTERM)

@@ -270,11 +270,53 @@ bool DiskTier::mapped() const {
     return std::all_of(files_.begin(), files_.end(), [](const File& file) { return file.map != nullptr; });
 }
 
+void DiskTier::spread(std::vector<const std::int64_t*> offsets, std::size_t nlist) {
+    offsets_ = std::move(offsets);
+    nlist_ = nlist;
+    std::int64_t position = 0;
+    for (std::size_t l = 0; l < nlist; ++l)
+        for (const std::int64_t* const of : offsets_) {
+            starts_.push_back(position);
+            position += of[l + 1] - of[l];
+        }
+}
+
+std::int64_t DiskTier::place_of(std::int64_t position) const {
+    // The last start that is not behind: of files that have no row of a list, the start is that of the next one.
+    const auto at = static_cast<std::size_t>(std::upper_bound(starts_.begin(), starts_.end(), position) - starts_.begin()) - 1;
+    const std::size_t list = at / files_.size(), file = at % files_.size();
+    return files_[file].first + offsets_[file][list] + (position - starts_[at]);
+}
+
+std::int64_t DiskTier::position_of(std::int64_t place) const {
+    const auto file = static_cast<std::size_t>(&file_of(place) - files_.data());
+    const std::int64_t row = place - files_[file].first, *const begin = offsets_[file];
+    const auto list = static_cast<std::size_t>(std::upper_bound(begin, begin + nlist_ + 1, row) - begin) - 1;
+    return starts_[list * files_.size() + file] + (row - begin[list]);
+}
+
 void DiskTier::rerank(const Kernels& kernels, Metric metric, Span<RerankTask> tasks, IoScratch& scratch) const {
     const DenseScore score = dense_score(kernels, dtype_, metric);
+    const auto by_id = [](const Scored& a, const Scored& b) { return a.id < b.id; };
+    const auto sort_each = [&] {
+        for (const RerankTask& task : tasks) std::sort(task.candidates.begin(), task.candidates.end(), by_id);
+    };
+    if (starts_.empty()) {
+        sort_each();
+        rerank_placed(score, tasks, scratch);
+        return;
+    }
     for (const RerankTask& task : tasks)
-        std::sort(task.candidates.begin(), task.candidates.end(),
-                  [](const Scored& a, const Scored& b) { return a.id < b.id; });
+        for (Scored& row : task.candidates) row.id = place_of(row.id);
+    sort_each();
+    rerank_placed(score, tasks, scratch);
+    for (const RerankTask& task : tasks)
+        for (Scored& row : task.candidates) row.id = position_of(row.id);
+    sort_each();
+}
+
+// Of candidates sorted by place.
+void DiskTier::rerank_placed(DenseScore score, Span<RerankTask> tasks, IoScratch& scratch) const {
     Place from;
     if (mode_ == IoMode::map || (mode_ == IoMode::automatic && mapped() && looks_cached(tasks, scratch)))
         from = score_mapped(score, tasks);

@@ -95,6 +95,10 @@ public:
     // position `first` is row 0.
     void add_file(int fd, const std::uint8_t* map, std::uint64_t file_bytes, std::int64_t first);
 
+    // From now on positions count list by list, and within a list file by file: those of a file are the rows
+    // offsets[l]..offsets[l+1] of it for each list l. REQUIRES: offsets (nlist + 1) rise from 0 to the rows of the file.
+    void spread(std::vector<const std::int64_t*> offsets, std::size_t nlist);
+
     bool available() const { return dtype_ != DenseDtype::none; }
     // Where the rows end in the file, if there are n.
     std::uint64_t end_of(std::size_t n) const { return offset_ + n * stride_; }
@@ -126,6 +130,9 @@ private:
     std::uint64_t offset_in(const File& file, std::int64_t row) const {
         return offset_ + static_cast<std::uint64_t>(row - file.first) * stride_;
     }
+    void rerank_placed(DenseScore score, Span<RerankTask> tasks, IoScratch& scratch) const;
+    std::int64_t place_of(std::int64_t position) const;
+    std::int64_t position_of(std::int64_t place) const;
     bool mapped() const;
     bool looks_cached(Span<RerankTask> tasks, IoScratch& scratch) const;
     std::int64_t probe(std::int64_t row) const;
@@ -133,7 +140,10 @@ private:
     Place score_mapped(DenseScore score, Span<RerankTask> tasks) const;
     void read_and_score(DenseScore score, Span<RerankTask> tasks, Place from, IoScratch& scratch) const;
 
-    std::vector<File> files_;  // by rising position
+    std::vector<File> files_;  // by rising position; of spread rows, by rising place: their number file after file
+    std::vector<const std::int64_t*> offsets_;  // of each file, if rows are spread
+    std::vector<std::int64_t> starts_;          // (nlist, files): position of the first row of a list in a file
+    std::size_t nlist_ = 0;
     std::uint64_t offset_;
     DenseDtype dtype_;
     std::size_t d_, stride_;

@@ -43,6 +43,7 @@ struct IndexView {
     std::size_t nlist, d, m, dsub;
     std::vector<RowSet> sets;          // by rising position
     AllowView alive;                   // rows that were not deleted; null pointers = none was
+    const std::int64_t* whole;         // (nlist): rows of each list of the index that this is a part of; null = it is none
     MatrixView router;                 // (nlist, d): order in which a query visits the lists
     MatrixView coarse;                 // (nlist, d): what the codes of a list are residuals of
     const float* mean;                 // (d)
@@ -60,8 +61,9 @@ struct IndexView {
         while (sets[i].first > position) --i;
         return sets[i];
     }
-    // Rows of a list that are alive.
+    // Rows of a list that are alive, those of the other parts of the index included.
     std::int64_t list_rows(std::size_t list) const {
+        if (whole != nullptr) return whole[list];
         if (alive.per_list != nullptr) return alive.per_list[list];
         std::int64_t rows = 0;
         for (const RowSet& set : sets) rows += set.list_offsets[list + 1] - set.list_offsets[list];

@@ -16,24 +16,14 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr std::size_t kMaxBlockQueries = 128;
 constexpr std::size_t kBlockBytes = 1 << 20;
 
-// Candidates of a codes-only search: a few more than k, because 8-bit tables order the rows around rank k differently
-// from the float tables, by which the k are chosen. At the usual score density the margin is three standard deviations.
-std::size_t candidate_count(const SearchOptions& options, std::size_t n) {
-    const std::size_t wanted =
-        options.refine > 0 ? std::max(options.refine, options.k) : options.k + options.k / 8 + 16;
+}  // namespace
+
+// Of a codes-only search a few more than k, because 8-bit tables order the rows around rank k differently from the float
+// tables, by which the k are chosen. At the usual score density the margin is three standard deviations.
+std::size_t candidate_count(std::size_t k, std::size_t refine, std::size_t n) {
+    const std::size_t wanted = refine > 0 ? std::max(refine, k) : k + k / 8 + 16;
     return std::max<std::size_t>(1, std::min(wanted, n));
 }
-
-// Sorts the best k first and returns how many there are; what is not a score is dropped.
-std::size_t sort_best(Span<Scored> found, std::size_t k) {
-    Scored* const end = std::partition(found.begin(), found.end(), [](const Scored& x) { return x.score > -kInf; });
-    const auto kept = std::min<std::size_t>(k, static_cast<std::size_t>(end - found.begin()));
-    if (found.begin() + kept < end) std::nth_element(found.begin(), found.begin() + kept, end, better);
-    std::sort(found.begin(), found.begin() + kept, better);
-    return kept;
-}
-
-}  // namespace
 
 // What one thread needs; it only grows, so that a search allocates nothing after the first ones.
 struct Workspace {
@@ -105,7 +95,7 @@ void IvfSearch::run_blocks(std::size_t q, std::size_t query_bytes, std::size_t t
 
 void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions& options, CallLimits& limits,
                        float* scores, std::int64_t* positions, QueryStats* stats) const {
-    const std::size_t candidates = candidate_count(options, index_.n()), k = options.k;
+    const std::size_t candidates = candidate_count(options.k, options.refine, index_.n()), k = options.k;
     const Cuts cuts = Cuts::of(index_.m, options.deviations);
     const std::size_t bytes =
         index_.m * kSub * (options.refine > 0 ? 1 : 5) + 2 * candidates * sizeof(Scored) + 4 * index_.d;
@@ -128,6 +118,63 @@ void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions&
                 positions[row + j] = j < kept ? found[j].id : -1;
             }
         }
+    });
+}
+
+void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateOptions& options, CallLimits& limits,
+                           const CandidatesOut& out, QueryStats* stats) const {
+    const Cuts cuts = Cuts::of(index_.m, options.deviations);
+    const bool flat = scans_everything(options.probe, options.allow), rescored = out.rescored != nullptr;
+    const std::size_t bytes =
+        index_.m * kSub * (rescored ? 5 : 1) + 2 * options.count * sizeof(Scored) + 4 * index_.d;
+    run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
+        const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
+        if (work.queries.size() < count) work.queries.resize(count);
+        for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(options.count);
+        find_candidates(block, count, options.probe, cuts, options.allow, rescored, limits, stats + first, work);
+        for (std::size_t i = 0; i < count; ++i) {
+            const QueryScan& query = work.queries[i];
+            const Span<Scored> found = work.queries[i].found.best();
+            const std::size_t kept = sort_best(found, options.count), row = (first + i) * options.count;
+            for (std::size_t j = 0; j < options.count; ++j) {
+                const bool there = j < kept;
+                out.scores[row + j] = there ? found[j].score : -kInf;
+                out.positions[row + j] = there ? found[j].id : -1;
+                out.lists[row + j] = there ? list_of(query, found[j], flat) : -1;
+            }
+            if (!rescored) continue;
+            rescore(query, {found.data, kept});
+            for (std::size_t j = 0; j < options.count; ++j) out.rescored[row + j] = j < kept ? found[j].score : -kInf;
+        }
+    });
+}
+
+std::int32_t IvfSearch::list_of(const QueryScan& query, const Scored& candidate, bool flat) const {
+    if (!flat) return static_cast<std::int32_t>(query.lists[candidate.tag].id);
+    const RowSet& set = index_.set_of(static_cast<std::size_t>(candidate.id));
+    const std::int64_t row = candidate.id - static_cast<std::int64_t>(set.first);
+    return static_cast<std::int32_t>(std::upper_bound(set.list_offsets, set.list_offsets + index_.nlist + 1, row) -
+                                     set.list_offsets - 1);
+}
+
+void IvfSearch::score(const float* queries, std::size_t q, const std::int64_t* positions, std::size_t count,
+                      const std::int64_t* reads, std::size_t threads, CallLimits& limits, float* scores,
+                      QueryStats* stats) const {
+    std::fill(scores, scores + q * count, -kInf);
+    run_blocks(q, count * sizeof(Scored) + 4 * index_.d, threads, [&](std::size_t first, std::size_t many, Workspace& work) {
+        const float* const block = query_adapter_.apply(queries + first * index_.d, many, work.adapted);
+        const float* const exact = verify_adapter_.apply(block, many, work.verified);
+        work.flat.clear();
+        for (std::size_t i = first; i < first + many; ++i)
+            for (std::size_t j = 0; j < static_cast<std::size_t>(reads[i]); ++j)
+                work.flat.push_back({0.0f, static_cast<std::uint32_t>(j), positions[i * count + j]});
+        work.jobs.clear();
+        Scored* next = work.flat.data();
+        for (std::size_t i = first; i < first + many; next += reads[i++])
+            work.jobs.push_back({exact + (i - first) * index_.d, {next, static_cast<std::size_t>(reads[i])}, 0, stats + i});
+        work.verifier.run(dense_, kernels_, index_.metric, 1, {0.0f, 1.0f}, {work.jobs.data(), many}, limits);
+        for (std::size_t i = 0; i < many; ++i)
+            for (const Scored& row : work.jobs[i].candidates) scores[(first + i) * count + row.tag] = row.score;
     });
 }
 

@@ -29,6 +29,22 @@ struct SearchOptions {
     std::size_t threads;  // >= 1
 };
 
+struct CandidateOptions {
+    std::size_t count;  // candidates a query, >= 1
+    ProbeRule probe;
+    float deviations;
+    AllowView allow;
+    std::size_t threads;
+};
+
+// Where the candidates of q queries go, (q, count) each, best code first; behind the last one -inf, -1 and -1.
+struct CandidatesOut {
+    float* scores;            // by 8-bit tables, which choose them
+    float* rescored;          // by float tables; null = not wanted
+    std::int64_t* positions;
+    std::int32_t* lists;
+};
+
 struct RangeOptions {
     float threshold;  // results score at least this
     float margin;     // candidates are rows whose code scores at least threshold - margin
@@ -44,6 +60,9 @@ struct RangeHits {
     std::vector<float> scores;         // best first within a query
     std::vector<std::int64_t> positions;
 };
+
+// Candidates of a search for k results in an index of n rows: refine of them are verified, or none if it is 0.
+std::size_t candidate_count(std::size_t k, std::size_t refine, std::size_t n);
 
 struct Workspace;
 
@@ -62,6 +81,15 @@ public:
     void search(const float* queries, std::size_t q, const SearchOptions& options, CallLimits& limits, float* scores,
                 std::int64_t* positions, QueryStats* stats) const;
 
+    // First half of a search that other parts of the index take part in: what search() verifies; stats (q).
+    void candidates(const float* queries, std::size_t q, const CandidateOptions& options, CallLimits& limits,
+                    const CandidatesOut& out, QueryStats* stats) const;
+
+    // Second half: exact scores (q, count) of the first reads[i] of the positions (q, count) of each query, and -inf.
+    void score(const float* queries, std::size_t q, const std::int64_t* positions, std::size_t count,
+               const std::int64_t* reads, std::size_t threads, CallLimits& limits, float* scores,
+               QueryStats* stats) const;
+
     // Every row of the visited lists that scores at least the threshold, as far as the margin covers the error of its
     // code; stats (q).
     RangeHits range_search(const float* queries, std::size_t q, const RangeOptions& options, CallLimits& limits,
@@ -79,6 +107,7 @@ private:
     void verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
                 QueryStats* stats, Workspace& work) const;
     void rescore(const QueryScan& query, Span<Scored> candidates) const;
+    std::int32_t list_of(const QueryScan& query, const Scored& candidate, bool flat) const;
     bool scans_everything(const ProbeRule& probe, const AllowView& allow) const;
 
     IndexView index_;

@@ -113,6 +113,25 @@ struct AddedSet {
     std::optional<Bytes> map;
 };
 
+// A file of dense rows among several whose rows the lists hold: (list_offsets, dense_fd, dense_map).
+struct SpreadFile {
+    SpreadFile(const py::handle& value, py::ssize_t nlist) : parts(checked(value)) {
+        offsets.emplace(parts[0], "spread list_offsets", "(nlist + 1,) int64", Shape{nlist + 1});
+        if (!py::isinstance<py::int_>(parts[1])) throw py::type_error("spread dense_fd must be an integer, got another");
+        map.emplace(parts[2], "spread dense_map");
+        require_offsets(*offsets);
+    }
+    static py::tuple checked(const py::handle& value) {
+        const std::string wanted = "(list_offsets, dense_fd, dense_map)";
+        if (!py::isinstance<py::tuple>(value) || py::len(value) != 3) refuse("spread", wanted, type_name(value));
+        return py::reinterpret_borrow<py::tuple>(value);
+    }
+
+    py::tuple parts;  // keeps alive what the rest points at
+    std::optional<Array<std::int64_t>> offsets;
+    std::optional<Bytes> map;
+};
+
 // Fits a map to the rows that must be in it.
 void require_mapped(const char* name, const Bytes& map, std::uint64_t end) {
     if (map.data() != nullptr && end > map.size())
@@ -128,7 +147,8 @@ public:
            const py::object& coarse, const py::object& mean, const py::object& rotation, const py::object& codewords,
            const py::object& packed, int dense_fd, std::int64_t dense_offset, const std::string& dense_dtype,
            const py::object& dense_map, const std::string& io, const py::object& query_adapter,
-           const py::object& verify_adapter, const py::object& added, const py::object& alive)
+           const py::object& verify_adapter, const py::object& added, const py::object& alive, const py::object& spread,
+           const py::object& whole)
         : mean_(mean, "mean", "(d,) float32", {kAny}),
           codewords_(codewords, "codewords", "(m, 16, dsub) float32 or float16", {kAny, kSub, kAny}),
           offsets_(list_offsets, "list_offsets", "(nlist + 1,) int64", {kAny}),
@@ -140,9 +160,15 @@ public:
           query_adapter_(query_adapter, "query_adapter", rows(mean_)),
           verify_adapter_(verify_adapter, "verify_adapter", rows(mean_)),
           added_(added_sets(added)),
+          spread_(spread_files(spread)),
           alive_(alive),
+          whole_(whole),
           search_(view(parse_metric(metric), residual),
-                  tier(make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io))) {
+                  spread_.empty() ? tier(make_tier(dense_fd, map_, dense_offset, dense_dtype, mean_.size(0), io))
+                                  : spread_tier(dense_offset, dense_dtype, io)) {
+        for (const SpreadFile& file : spread_)
+            require_mapped("spread dense_map", *file.map, search_.dense().end_of(static_cast<std::size_t>(rows_in(file))));
+        if (!spread_.empty()) return;
         for (std::size_t i = 0; i < search_.index().sets.size(); ++i) {
             const std::size_t n = search_.index().rows_in(search_.index().sets[i]);
             require_mapped("dense_map", i == 0 ? map_ : *added_[i - 1].map, search_.dense().end_of(n));
@@ -172,6 +198,49 @@ public:
             search_.search(x.data(), x.size(0), options, limits, scores_out, positions_out, stats.data());
         });
         return py::make_tuple(scores, positions, stats_array(stats));
+    }
+
+    py::tuple candidates(const py::object& queries, py::ssize_t count, py::ssize_t nprobe, float lift, float temperature,
+                         float deviations, bool rescore, const py::object& allow, py::ssize_t threads,
+                         double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        const Allow allowed(allow.is_none() ? alive_ : allow, "allow", search_.index());
+        const CandidateOptions options{in_range("count", count, 1, PY_SSIZE_T_MAX), probe_rule(nprobe, lift, temperature),
+                                       deviations, allowed.view(), in_range("threads", threads, 1, 1024)};
+        py::array_t<float> scores = empty<float>({x.size(0), options.count});
+        py::array_t<float> rescored = empty<float>({x.size(0), rescore ? options.count : 0});
+        py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.count});
+        py::array_t<std::int32_t> lists = empty<std::int32_t>({x.size(0), options.count});
+        const CandidatesOut out{scores.mutable_data(), rescore ? rescored.mutable_data() : nullptr,
+                                positions.mutable_data(), lists.mutable_data()};
+        std::vector<QueryStats> stats(x.size(0));
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.candidates(x.data(), x.size(0), options, limits, out, stats.data());
+        });
+        return py::make_tuple(scores, rescored, positions, lists, stats_array(stats));
+    }
+
+    py::tuple score(const py::object& queries, const py::object& positions, const py::object& reads,
+                    py::ssize_t threads, double timeout_s) const {
+        const Array<float> x = checked_queries(queries);
+        require_dense("score", "a call");
+        const auto q = static_cast<py::ssize_t>(x.size(0));
+        const Array<std::int64_t> at(positions, "positions", "(q, count) int64", {q, kAny});
+        const Array<std::int64_t> many(reads, "reads", "(q,) int64", {q});
+        const std::size_t count = at.size(1);
+        for (std::size_t i = 0; i < x.size(0); ++i) {
+            const std::size_t reading = in_range("reads", many.data()[i], 0, static_cast<py::ssize_t>(count));
+            for (std::size_t j = 0; j < reading; ++j)
+                in_range("positions", at.data()[i * count + j], 0, static_cast<py::ssize_t>(search_.index().n()) - 1);
+        }
+        const std::size_t workers = in_range("threads", threads, 1, 1024);
+        py::array_t<float> scores = empty<float>({x.size(0), count});
+        float* const out = scores.mutable_data();
+        std::vector<QueryStats> stats(x.size(0));
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.score(x.data(), x.size(0), at.data(), count, many.data(), workers, limits, out, stats.data());
+        });
+        return py::make_tuple(scores, stats_array(stats));
     }
 
     py::tuple range_search(const py::object& queries, float threshold, float margin, bool verify, py::ssize_t nprobe,
@@ -229,6 +298,38 @@ private:
         return sets;
     }
 
+    std::vector<SpreadFile> spread_files(const py::object& spread) const {
+        std::vector<SpreadFile> files;
+        for (const py::handle file : spread) files.emplace_back(file, router_.size(0));
+        std::vector<std::int64_t> sums(files.empty() ? 0 : offsets_.size(0));
+        for (const SpreadFile& file : files)
+            for (std::size_t l = 0; l < sums.size(); ++l) sums[l] += file.offsets->data()[l];
+        if (!std::equal(sums.begin(), sums.end(), offsets_.data()) || (!files.empty() && !added_.empty()))
+            refuse("spread", "files whose list_offsets add up to those of the only rows", "others");
+        return files;
+    }
+
+    std::int64_t rows_in(const SpreadFile& file) const { return file.offsets->data()[router_.size(0)]; }
+
+    DiskTier spread_tier(std::int64_t offset, const std::string& dtype, const std::string& io) const {
+        std::optional<DiskTier> tier;
+        std::int64_t first = 0;
+        std::vector<const std::int64_t*> offsets;
+        for (const SpreadFile& file : spread_) {
+            const int fd = file.parts[1].cast<int>();
+            if (!tier)
+                tier = make_tier(fd, *file.map, offset, dtype, mean_.size(0), io);
+            else if (tier->available() && fd < 0)
+                refuse("spread dense_fd", "an open file descriptor", std::to_string(fd));
+            else
+                tier->add_file(fd, file.map->data(), file.map->size(), first);
+            first += rows_in(file);
+            offsets.push_back(file.offsets->data());
+        }
+        tier->spread(std::move(offsets), static_cast<std::size_t>(router_.size(0)));
+        return *tier;
+    }
+
     DiskTier tier(DiskTier tier) const {
         std::int64_t first = 0;
         const std::int64_t* offsets = offsets_.data();
@@ -268,6 +369,7 @@ private:
                        static_cast<std::size_t>(codewords_.size(2)),
                        row_sets(),
                        {},
+                       whole_of(static_cast<std::size_t>(router_.size(0))),
                        router_.view(),
                        coarse_.view(),
                        mean_.data(),
@@ -280,6 +382,11 @@ private:
             refuse("packed", "the blocks of " + number(n) + " rows", describe(packed_.array()));
         view.alive = Allow(alive_, "alive", view).view();
         return view;
+    }
+
+    const std::int64_t* whole_of(std::size_t nlist) const {
+        if (whole_.is_none()) return nullptr;
+        return Array<std::int64_t>(whole_, "whole", "(nlist,) int64", {static_cast<py::ssize_t>(nlist)}).data();
     }
 
     bool additive() const { return rotation_.size(0) == 0; }
@@ -303,27 +410,89 @@ private:
     Bytes map_;
     AdapterArrays query_adapter_, verify_adapter_;
     std::vector<AddedSet> added_;
-    py::object alive_;
+    std::vector<SpreadFile> spread_;
+    py::object alive_, whole_;
     IvfSearch search_;
 };
+
+py::tuple choose(const py::object& code, const py::object& exact, const py::object& ids, py::ssize_t k, float misses,
+                 float error) {
+    const Array<float> by_code(code, "code", "(q, count) float32", {kAny, kAny});
+    const Shape shape{by_code.array().shape(0), by_code.array().shape(1)};
+    const Array<float> by_row(exact, "exact", "(q, count) float32", shape);
+    const Array<std::int64_t> of(ids, "ids", "(q, count) int64", shape);
+    if (misses > 0 && !(error > 0)) refuse("error", "positive", std::to_string(error));
+    const std::size_t q = by_code.size(0), results = in_range("k", k, 1, PY_SSIZE_T_MAX);
+    py::array_t<float> scores = empty<float>({q, results});
+    py::array_t<std::int64_t> found = empty<std::int64_t>({q, results}), read = empty<std::int64_t>({q});
+    float* const scores_out = scores.mutable_data();
+    std::int64_t* const found_out = found.mutable_data();
+    std::int64_t* const read_out = read.mutable_data();
+    {
+        const py::gil_scoped_release release;
+        choose_results(q, by_code.size(1), by_code.data(), by_row.data(), of.data(), results, {misses, error}, scores_out,
+                       found_out, read_out);
+    }
+    return py::make_tuple(scores, found, read);
+}
+
+py::tuple merge(const py::object& scores, const py::object& ids) {
+    std::vector<Array<float>> by_score;
+    std::vector<Array<std::int64_t>> by_id;
+    for (const py::handle part : scores) {
+        const Shape like = by_score.empty() ? Shape{kAny, kAny}
+                                            : Shape{by_score[0].array().shape(0), by_score[0].array().shape(1)};
+        by_score.emplace_back(py::reinterpret_borrow<py::object>(part), "scores", "(q, count) float32 each", like);
+    }
+    if (by_score.empty()) refuse("scores", "of a part or more", "none");
+    const Shape like{by_score[0].array().shape(0), by_score[0].array().shape(1)};
+    for (const py::handle part : ids)
+        by_id.emplace_back(py::reinterpret_borrow<py::object>(part), "ids", "(q, count) int64 each", like);
+    const std::size_t parts = by_score.size(), q = by_score[0].size(0), count = by_score[0].size(1);
+    if (by_id.size() != parts) refuse("ids", "of as many parts as scores", number(by_id.size()));
+    py::array_t<std::int64_t> origins = empty<std::int64_t>({q, count}), reads = empty<std::int64_t>({q, parts});
+    std::vector<const float*> score_rows(parts);
+    std::vector<const std::int64_t*> id_rows(parts);
+    for (std::size_t i = 0; i < q; ++i) {
+        for (std::size_t part = 0; part < parts; ++part) {
+            score_rows[part] = by_score[part].data() + i * count;
+            id_rows[part] = by_id[part].data() + i * count;
+        }
+        merge_best(score_rows, id_rows, count, origins.mutable_data() + i * count, reads.mutable_data() + i * parts);
+    }
+    return py::make_tuple(origins, reads);
+}
 
 }  // namespace
 
 void bind_engine(py::module_& module) {
     using py::arg;
+    module.def("candidate_count", [](py::ssize_t k, py::ssize_t refine, py::ssize_t n) {
+        return candidate_count(in_range("k", k, 1, PY_SSIZE_T_MAX), in_range("refine", refine, 0, PY_SSIZE_T_MAX),
+                               in_range("n", n, 1, PY_SSIZE_T_MAX));
+    }, arg("k"), arg("refine"), arg("n"));
+    module.def("merge_candidates", merge, arg("scores"), arg("ids"));
+    module.def("choose_results", choose, arg("code"), arg("exact"), arg("ids"), py::kw_only(), arg("k"),
+               arg("misses") = 0.0f, arg("error") = 0.0f);
     py::class_<Engine>(module, "Engine")
         .def(py::init<const std::string&, bool, const py::object&, const py::object&, const py::object&,
                       const py::object&, const py::object&, const py::object&, const py::object&, int, std::int64_t,
                       const std::string&, const py::object&, const std::string&, const py::object&,
-                      const py::object&, const py::object&, const py::object&>(),
+                      const py::object&, const py::object&, const py::object&, const py::object&, const py::object&>(),
              py::kw_only(), arg("metric"), arg("residual"), arg("list_offsets"), arg("router"), arg("coarse"),
              arg("mean"), arg("rotation"), arg("codewords"), arg("packed"), arg("dense_fd") = -1,
              arg("dense_offset") = 0, arg("dense_dtype") = "none", arg("dense_map") = py::none(), arg("io") = "auto",
              arg("query_adapter") = py::none(), arg("verify_adapter") = py::none(),
-             arg("added") = py::tuple(), arg("alive") = py::none())
+             arg("added") = py::tuple(), arg("alive") = py::none(), arg("spread") = py::tuple(),
+             arg("whole") = py::none())
         .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
              arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
              arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
+        .def("candidates", &Engine::candidates, arg("queries"), py::kw_only(), arg("count"), arg("nprobe"), arg("lift") = 0.0f,
+             arg("temperature") = 1.0f, arg("deviations") = kInfinity, arg("rescore"), arg("allow") = py::none(),
+             arg("threads"), arg("timeout_s") = kInfinity)
+        .def("score", &Engine::score, arg("queries"), arg("positions"), arg("reads"), py::kw_only(), arg("threads"),
+             arg("timeout_s") = kInfinity)
         .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),
              arg("verify"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f, arg("allow") = py::none(), arg("threads"),
              arg("timeout_s") = kInfinity);

@@ -126,4 +126,31 @@ private:
     Scored bar_{};
 };
 
+// Sorts the best k first and returns how many there are; what is not a score is dropped.
+inline std::size_t sort_best(Span<Scored> found, std::size_t k) {
+    Scored* const end = std::partition(found.begin(), found.end(), [](const Scored& x) { return x.score > -std::numeric_limits<float>::infinity(); });
+    const auto kept = std::min<std::size_t>(k, static_cast<std::size_t>(end - found.begin()));
+    if (found.begin() + kept < end) std::nth_element(found.begin(), found.begin() + kept, end, better);
+    std::sort(found.begin(), found.begin() + kept, better);
+    return kept;
+}
+
+// Merges one query's candidates of several parts, each best first with `count` places and -inf behind the last one:
+// origins[i] = part * count + place of the i-th best, -1 behind the last; reads[part] = how many of a part are among them.
+inline void merge_best(const std::vector<const float*>& scores, const std::vector<const std::int64_t*>& ids,
+                       std::size_t count, std::int64_t* origins, std::int64_t* reads) {
+    const std::size_t parts = scores.size();
+    std::fill(reads, reads + parts, 0);
+    for (std::size_t i = 0; i < count; ++i) {
+        Scored best{-std::numeric_limits<float>::infinity(), 0, -1};
+        for (std::size_t part = 0; part < parts; ++part) {
+            const auto at = static_cast<std::size_t>(reads[part]);
+            if (at == count) continue;
+            const Scored next{scores[part][at], static_cast<std::uint32_t>(part), ids[part][at]};
+            if (next.score > -std::numeric_limits<float>::infinity() && (best.id < 0 || better(next, best))) best = next;
+        }
+        origins[i] = best.id < 0 ? -1 : static_cast<std::int64_t>(best.tag * count) + reads[best.tag]++;
+    }
+}
+
 }  // namespace vqdistill

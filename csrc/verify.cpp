@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 namespace vqdistill {
 namespace {
@@ -74,35 +75,41 @@ void Verifier::begin(Span<Job> jobs, bool in_order) {
 
 void Verifier::run(const DiskTier& dense, const Kernels& kernels, Metric metric, std::size_t k, const StopRule& rule,
                    Span<Job> jobs, CallLimits& limits) {
-    begin(jobs, rule.misses > 0.0f);
-    std::size_t open = jobs.size;
-    while (open > 0) {
+    run_rounds(k, rule, jobs, [&](Span<RerankTask> tasks, const std::vector<Progress>&) {
         limits.check();
-        tasks_.clear();
-        for (std::size_t i = 0; i < open; ++i) {
-            Job& job = jobs[open_[i].job];
-            const std::size_t left = job.candidates.size - job.read;
-            const std::size_t wanted = rule.misses > 0.0f ? std::max(kChunk, job.read == 0 ? k : 0) : left;
-            const Span<Scored> rows{job.candidates.data + job.read, std::min(left, wanted)};
-            open_[i].error_sum -= sum_of_scores(rows);
-            tasks_.push_back({job.query, rows, {}});
-        }
-        dense.rerank(kernels, metric, {tasks_.data(), tasks_.size()}, io_);
-        std::size_t still_open = 0;
-        for (std::size_t i = 0; i < open; ++i) {
-            Progress& progress = open_[i];
-            Job& job = jobs[progress.job];
-            const Span<Scored> rows = tasks_[i].candidates;
-            job.read += rows.size;
-            add_counts(tasks_[i].counts, *job.stats);
-            if (job.read == job.candidates.size) continue;
-            progress.error_sum += sum_of_scores(rows);
-            keep_best(rows, k, progress.best);
-            if (settled(progress, job, k, rule)) continue;
-            std::swap(open_[still_open++], progress);
-        }
-        open = still_open;
+        dense.rerank(kernels, metric, tasks, io_);
+    });
+}
+
+// Makes the tasks of the next round, one for each of the first `open` in open_.
+void Verifier::plan_round(std::size_t k, const StopRule& rule, Span<Job> jobs, std::size_t open) {
+    tasks_.clear();
+    for (std::size_t i = 0; i < open; ++i) {
+        Job& job = jobs[open_[i].job];
+        const std::size_t left = job.candidates.size - job.read;
+        const std::size_t wanted = rule.misses > 0.0f ? std::max(kChunk, job.read == 0 ? k : 0) : left;
+        const Span<Scored> rows{job.candidates.data + job.read, std::min(left, wanted)};
+        open_[i].error_sum -= sum_of_scores(rows);
+        tasks_.push_back({job.query, rows, {}});
     }
+}
+
+// Takes in what the tasks have read; leaves the jobs that need more in front of open_, and returns how many they are.
+std::size_t Verifier::end_round(std::size_t k, const StopRule& rule, Span<Job> jobs, std::size_t open) {
+    std::size_t still_open = 0;
+    for (std::size_t i = 0; i < open; ++i) {
+        Progress& progress = open_[i];
+        Job& job = jobs[progress.job];
+        const Span<Scored> rows = tasks_[i].candidates;
+        job.read += rows.size;
+        add_counts(tasks_[i].counts, *job.stats);
+        if (job.read == job.candidates.size) continue;
+        progress.error_sum += sum_of_scores(rows);
+        keep_best(rows, k, progress.best);
+        if (settled(progress, job, k, rule)) continue;
+        std::swap(open_[still_open++], progress);
+    }
+    return still_open;
 }
 
 // Whether the candidates that are not read are expected to hold too few results to go on.
@@ -114,6 +121,33 @@ bool Verifier::settled(const Progress& progress, const Job& job, std::size_t k, 
     for (std::size_t i = job.read; i < job.candidates.size && expected <= rule.misses; ++i)
         expected += kTail((needed - job.candidates[i].score) * scale);
     return expected <= rule.misses;
+}
+
+void choose_results(std::size_t q, std::size_t count, const float* code, const float* exact, const std::int64_t* ids,
+                    std::size_t k, const StopRule& rule, float* scores, std::int64_t* results, std::int64_t* read) {
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    std::vector<Scored> candidates(q * count);
+    std::vector<Verifier::Job> jobs;
+    std::vector<QueryStats> stats(q);
+    for (std::size_t i = 0; i < q; ++i) {
+        std::size_t found = 0;
+        for (; found < count && code[i * count + found] > kNone; ++found)
+            candidates[i * count + found] = {code[i * count + found], static_cast<std::uint32_t>(found),
+                                             ids[i * count + found]};
+        jobs.push_back({nullptr, {candidates.data() + i * count, found}, 0, &stats[i]});
+    }
+    Verifier verifier;
+    verifier.settle(k, rule, {jobs.data(), q},
+                    [&](std::size_t job, std::uint32_t at) { return exact[job * count + at]; });
+    for (std::size_t i = 0; i < q; ++i) {
+        read[i] = static_cast<std::int64_t>(jobs[i].read);
+        const Span<Scored> found{jobs[i].candidates.data, jobs[i].read};
+        const std::size_t kept = sort_best(found, k);
+        for (std::size_t j = 0; j < k; ++j) {
+            scores[i * k + j] = j < kept ? found[j].score : kNone;
+            results[i * k + j] = j < kept ? found[j].id : -1;
+        }
+    }
 }
 
 }  // namespace vqdistill

@@ -1,6 +1,7 @@
 // Verification of candidates: their dense rows are read, best code first, until the rest cannot matter.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "disk_tier.h"
@@ -36,6 +37,19 @@ public:
     void run(const DiskTier& dense, const Kernels& kernels, Metric metric, std::size_t k, const StopRule& rule,
              Span<Job> jobs, CallLimits& limits);
 
+    // The same for candidates whose exact scores are known: exact(job, tag) has that of a candidate.
+    template <class Exact>
+    void settle(std::size_t k, const StopRule& rule, Span<Job> jobs, Exact exact) {
+        run_rounds(k, rule, jobs, [&](Span<RerankTask> tasks, const std::vector<Progress>& open) {
+            for (std::size_t i = 0; i < tasks.size; ++i) {
+                const Span<Scored> rows = tasks[i].candidates;
+                for (Scored& row : rows) row.score = exact(open[i].job, row.tag);
+                // As the disk tier leaves them, so that sums are the same.
+                std::sort(rows.begin(), rows.end(), [](const Scored& a, const Scored& b) { return a.id < b.id; });
+            }
+        });
+    }
+
 private:
     struct Progress {
         std::size_t job = 0;
@@ -43,12 +57,31 @@ private:
         std::vector<float> best;   // min-heap of the k best exact scores
     };
 
+    // read(tasks, open) replaces the scores of all candidates of the tasks, task i being of job open[i].job.
+    template <class Read>
+    void run_rounds(std::size_t k, const StopRule& rule, Span<Job> jobs, Read read) {
+        begin(jobs, rule.misses > 0.0f);
+        std::size_t open = jobs.size;
+        while (open > 0) {
+            plan_round(k, rule, jobs, open);
+            read(Span<RerankTask>{tasks_.data(), tasks_.size()}, open_);
+            open = end_round(k, rule, jobs, open);
+        }
+    }
     void begin(Span<Job> jobs, bool in_order);
+    void plan_round(std::size_t k, const StopRule& rule, Span<Job> jobs, std::size_t open);
+    std::size_t end_round(std::size_t k, const StopRule& rule, Span<Job> jobs, std::size_t open);
     bool settled(const Progress& progress, const Job& job, std::size_t k, const StopRule& rule) const;
 
     std::vector<Progress> open_;
     std::vector<RerankTask> tasks_;
     IoScratch io_;
 };
+
+// The k results of each of q queries out of candidates (q, count) of all parts of an index, sorted by falling code score,
+// ties by rising id, as far as code > -inf; exact are their scores by dense rows, of which the rule may stop using some.
+// `read` (q): how many it uses.
+void choose_results(std::size_t q, std::size_t count, const float* code, const float* exact, const std::int64_t* ids,
+                    std::size_t k, const StopRule& rule, float* scores, std::int64_t* results, std::int64_t* read);
 
 }  // namespace vqdistill

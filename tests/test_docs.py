@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import vqdistill
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]

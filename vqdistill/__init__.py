@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vqdistill.data.sources import open_source
     from vqdistill.data.teacher import ExactTeacher
     from vqdistill.distill.trainer import Distiller
-    from vqdistill.index.reader import open_index
+    from vqdistill.index.opening import open_index
     from vqdistill.interchange.exporting import export_index
     from vqdistill.searcher import Searcher, open
     from vqdistill.types import Hits
@@ -55,7 +55,7 @@ _HOME = {
     "compile": "compiler.build",
     "export_index": "interchange.exporting",
     "open": "searcher",
-    "open_index": "index.reader",
+    "open_index": "index.opening",
     "open_source": "data.sources",
     "plan": "compiler.passes",
 }

@@ -137,6 +137,40 @@ def dense_scores(
     A row takes 4 d bytes (f32), 2 d (f16, bf16) or 4 + d (i8: one float32 scale, then d int8).
     """
 
+def candidate_count(k: int, refine: int, n: int) -> int:
+    """Return how many candidates a search for k results has in an index of n rows; refine = 0: codes only."""
+
+def merge_candidates(scores: Sequence[_F32], ids: Sequence[_I64]) -> tuple[_I64, _I64]:
+    """Merge the candidates of parts of an index, as `Engine.candidates` gives them, ids being positions in the whole.
+
+    Parameters
+    ----------
+    scores, ids : (q, count) of each part
+
+    Returns
+    -------
+    origins : (q, count) int64, part * count + place of the best `count` of all, best first; -1 behind the last
+    reads : (q, parts) int64, how many of each part these are, its first ones
+    """
+
+def choose_results(
+    code: _F32, exact: _F32, ids: _I64, *, k: int, misses: float = 0.0, error: float = 0.0
+) -> tuple[_F32, _I64, _I64]:
+    """Choose the results that `Engine.search` has, out of the candidates of all parts of an index.
+
+    Parameters
+    ----------
+    code : (q, count) float32, scores of the codes, falling; -inf behind the last candidate
+    exact : (q, count) float32, scores of the rows
+    ids : (q, count) int64, positions in the whole; of equal scores rising
+    k, misses, error : as for `Engine.search`
+
+    Returns
+    -------
+    scores, ids : (q, k), as of `Engine.search`
+    read : (q,) int64, candidates up to where the search would have stopped to read
+    """
+
 @final
 class Engine:
     """Searches the resident arrays of one index; safe under concurrent calls, which run outside the GIL.
@@ -171,6 +205,10 @@ class Engine:
     added : further sets of rows (list_offsets, packed, dense_fd, dense_map), as those of the first; their positions
         follow one another. dense_fd is of no account without dense rows
     alive : `allow` of searches that name none, and the rows that the lists count as theirs; None = all rows
+    spread : files (list_offsets, dense_fd, dense_map) in place of dense_fd and dense_map, and not with added: within
+        each list the rows of one file follow those of the file before. Their list_offsets add up to those of the engine
+    whole : (nlist,) int64, rows of each list of the index that the engine's rows are a part of, and by which lists are
+        chosen; None = they are all
 
     Raises
     ------
@@ -199,6 +237,8 @@ class Engine:
         verify_adapter: _Adapter | None = None,
         added: Sequence[tuple[_I64, _U8, int, mmap | None]] = (),
         alive: _Allow | None = None,
+        spread: Sequence[tuple[_I64, int, mmap | None]] = (),
+        whole: _I64 | None = None,
     ) -> None: ...
     def search(
         self,
@@ -265,6 +305,62 @@ class Engine:
             If timeout_s have passed.
         KeyboardInterrupt
             Or whatever else a signal handler raises, within a moment, when the main thread searches.
+        """
+    def candidates(
+        self,
+        queries: _F32,
+        *,
+        count: int,
+        nprobe: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        deviations: float = ...,
+        rescore: bool,
+        allow: _Allow | None = None,
+        threads: int,
+        timeout_s: float = ...,
+    ) -> tuple[_F32, _F32, _I64, npt.NDArray[np.int32], _I64]:
+        """Find the best rows of each query by code, for a search in which other parts of the index take part.
+
+        Parameters
+        ----------
+        count : candidates a query, as `candidate_count` has them for the whole
+        rescore : whether their scores by the float tables are wanted
+        allow : as for `search`, but per_list counts the rows of the whole
+        queries, nprobe, lift, temperature, deviations, threads, timeout_s : as for `search`
+
+        Returns
+        -------
+        scores : (q, count) float32 by 8-bit tables, falling; -inf where nothing was found
+        rescored : (q, count) float32 by float tables; (q, 0) if not wanted
+        positions : (q, count) int64; equal scores go by lower position, -1 where nothing was found
+        lists : (q, count) int32 of these rows
+        stats : (q, 7), as of `search`
+
+        Raises
+        ------
+        TypeError, ValueError, TimeoutError, KeyboardInterrupt
+            As `search`.
+        """
+    def score(
+        self, queries: _F32, positions: _I64, reads: _I64, *, threads: int, timeout_s: float = ...
+    ) -> tuple[_F32, _I64]:
+        """Score rows by what is stored of them.
+
+        Parameters
+        ----------
+        positions : (q, count) int64
+        reads : (q,) int64, how many of each row of `positions` are wanted, the first ones
+
+        Returns
+        -------
+        scores : (q, count) float32, -inf behind those that were wanted
+        stats : (q, 7), as of `search`
+
+        Raises
+        ------
+        TypeError, ValueError, OSError, TimeoutError, KeyboardInterrupt
+            As `search`.
         """
     def range_search(
         self,

@@ -38,6 +38,10 @@ class SearchTimeout(VqdistillError, TimeoutError):
     """A search took longer than the caller allowed."""
 
 
+class ShardsLost(VqdistillError):
+    """Shards of an index cannot be reached, and others hold no copy of them."""
+
+
 class ServerUnavailable(VqdistillError):
     """A server cannot be reached, or is too busy to take a request."""
 

@@ -13,7 +13,8 @@ from vqdistill.config import SearchParams
 from vqdistill.errors import InvalidInput
 from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.certificate import Rung
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.opening import open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
 from vqdistill.index.view import View
 from vqdistill.types import WORK, Hits, RangeHits

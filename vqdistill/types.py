@@ -108,6 +108,9 @@ class Found:
 class Hits(Found):
     """Result of a search; unpacks as `scores, ids`, both (q, k). Where nothing was found the score is -inf."""
 
+    searched: float = 1.0
+    """Share of the rows that took part; less where shards were lost."""
+
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         yield self.scores
         yield self.ids

@@ -92,7 +92,8 @@ def pack(value: Any) -> bytes:
 
 def pack_hits(hits: Hits) -> bytes:
     """Return the result of a search as a message: a map of its four arrays."""
-    return pack({name: pack_array(getattr(hits, name)) for name in _PARTS})
+    degraded = {"degraded": True, "searched": hits.searched} if hits.searched < 1 else {}
+    return pack({name: pack_array(getattr(hits, name)) for name in _PARTS} | degraded)
 
 
 def unpack_hits(body: bytes) -> Hits:
@@ -104,12 +105,16 @@ def unpack_hits(body: bytes) -> Hits:
         If it is none.
     """
     message = unpack(body)
+    degraded = message.pop("degraded", False) if isinstance(message, dict) else False
+    searched = message.pop("searched", 1.0) if isinstance(message, dict) else 1.0
+    if type(searched) is not float or not 0 < searched <= 1 or (searched < 1) is not degraded:
+        raise InvalidInput(f"searched must be a share below 1 of a degraded answer, got {searched!r} and {degraded!r}")
     if not isinstance(message, dict) or set(message) != set(_PARTS):
         raise InvalidInput(f"the message must be a map of {', '.join(_PARTS)}, got {type(message).__name__}")
     scores, ids, rows, work = (unpack_array(message[name], name) for name in _PARTS)
     if not (scores.ndim == 2 and scores.shape == ids.shape == rows.shape and work.shape == (len(scores), len(WORK))):
         raise InvalidInput(f"scores, ids and rows must be of one shape, got {scores.shape}, {ids.shape}, {rows.shape}")
-    return Hits(scores, ids, rows, work)
+    return Hits(scores, ids, rows, work, searched=searched)
 
 
 def _said(error: Exception) -> str:

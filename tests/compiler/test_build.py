@@ -14,7 +14,7 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.errors import InvalidInput
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.index.verify import verify
 from vqdistill.progress import Progress
 

@@ -21,7 +21,7 @@ from vqdistill.config import Budget, IvfPqConfig
 from vqdistill.data.sources import EmbeddingSource, open_source
 from vqdistill.distill.routing import COVERAGES
 from vqdistill.errors import BudgetInfeasible, InvalidInput
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.types import Facts, Metric
 
 N, D = 1200, 16

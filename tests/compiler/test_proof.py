@@ -11,7 +11,7 @@ import pytest
 import vqdistill
 from vqdistill.compiler.supervision import DenseTeacher, supervise
 from vqdistill.errors import BudgetInfeasible, InvalidInput
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.progress import Progress
 
 N, D, Q = 700, 16, 400

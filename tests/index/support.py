@@ -130,7 +130,7 @@ def write_sample(
 
 
 def snapshot(path: Path) -> dict[str, bytes]:
-    return {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    return {str(entry.relative_to(path)): entry.read_bytes() for entry in path.rglob("*") if entry.is_file()}
 
 
 def flip(path: Path, offset: int, mask: int = 1) -> None:

@@ -31,8 +31,9 @@ from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.byte_rows import from_bytes, to_bytes
 from vqdistill.index.encodings import encode_dense
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.opening import open_index
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import DENSE, IDS, Layout
 from vqdistill.index.verify import verify
 from vqdistill.index.writer import IndexWriter
@@ -525,7 +526,7 @@ def test_adapters_beyond_float16_are_refused(tmp_path: Path) -> None:
 def test_opening_loads_nothing_that_only_training_needs(tmp_path: Path) -> None:
     write_sample(tmp_path / "x.vqd", make_sample())
     code = (
-        "import sys; from vqdistill.index.reader import open_index\n"
+        "import sys; from vqdistill.index.opening import open_index\n"
         "open_index(sys.argv[1]).engine()\n"
         "print(sorted({'torch', 'numba', 'faiss', 'sklearn', 'h5py'} & sys.modules.keys()))"
     )

@@ -20,7 +20,7 @@ from tests.searching import exact_scores
 from vqdistill.documents.document import Document
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.locks import lock_writer
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.index.update import IndexUpdater
 from vqdistill.index.verify import verify
 from vqdistill.integrations import store as store_module

@@ -19,7 +19,7 @@ import httpx
 
 from vqdistill.server.app import create_app
 from vqdistill.server.config import ServerConfig
-from vqdistill.server.service import Service
+from vqdistill.server.service import Opener, Service
 
 _PATIENCE_S = 60
 
@@ -27,8 +27,8 @@ _PATIENCE_S = 60
 class Local:
     """An application that is asked without a network; opens its indexes at once."""
 
-    def __init__(self, indexes: dict[str, Path], **options: Any) -> None:
-        self.service = Service(ServerConfig(indexes=indexes, **options))
+    def __init__(self, indexes: dict[str, Path], opener: Opener | None = None, **options: Any) -> None:
+        self.service = Service(ServerConfig(indexes=indexes, **options), opener)
         self._app = create_app(self.service)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -35,9 +35,14 @@ STEPS: dict[str, tuple[str, list[str], Callable[[Path, Path, FileOps], Any]]] = 
         ["plan.json", "model", "part-0", "part-1", "part-2"],
         lambda origin, root, ops: commit_job(root / "job", root / "out", threads=1, ops=ops),
     ),
+    "commit in shards": (
+        "split",
+        ["plan.json", "model", "part-0", "part-1", "part-2"],
+        lambda origin, root, ops: commit_job(root / "job", root / "split", threads=1, shards=2, ops=ops),
+    ),
 }
 """What a step makes, what of the job there must be, and the step."""
-STRIDE = {"commit": 9}
+STRIDE = {"commit": 9, "commit in shards": 23}
 """The steps of the writer have a crash test of their own."""
 
 

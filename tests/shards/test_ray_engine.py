@@ -122,9 +122,10 @@ def test_nothing_but_the_result_is_printed(
 def engine() -> Iterator[Any]:
     """The module, with a cluster of two workers that all tests share."""
     ray = pytest.importorskip("ray")
+    from vqdistill.cluster import cluster
     from vqdistill.shards import ray_engine
 
-    with ray_engine._cluster(None, 2):
+    with cluster(None, 2):
         yield ray_engine
     assert not ray.is_initialized()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 
 import click
 
@@ -14,6 +15,8 @@ from vqdistill.cli.tables import certificate_lines
 from vqdistill.errors import CorruptIndex
 from vqdistill.evaluate.drift_loss import estimate_loss
 from vqdistill.index.files import CURRENT
+from vqdistill.index.sharded import ShardedReader
+from vqdistill.index.spec import SHARDS
 from vqdistill.index.verify import verify
 from vqdistill.searcher import Searcher
 
@@ -36,6 +39,8 @@ def inspect_command(index: str, queries: str | None, metric: str | None, as_json
         for segments in (shown["segments"], *(rows["segments"] for rows in shown.get("added", []))):
             for segment in segments.values():
                 del segment["crc32"]
+        if isinstance(reader, ShardedReader):
+            shown["shards"] = [asdict(shard) for shard in reader.shards.shards]
         drift, loss = reader.manifest.drift, estimate_loss(Searcher(reader))
         shown["drift_loss"] = None if loss is None else loss.to_json()
         shown["warnings"] = [warning for each in (drift, loss) if each is not None for warning in each.warnings]
@@ -63,7 +68,7 @@ def _is_index(path: str) -> bool:
     """Whether something is meant to be an index, be it damaged or missing."""
     if path.rstrip("/").endswith(".vqd"):
         return True
-    return os.path.isdir(path) and any(name == CURRENT or name.endswith(".seg") for name in os.listdir(path))
+    return os.path.isdir(path) and any(name in (CURRENT, SHARDS) or name.endswith(".seg") for name in os.listdir(path))
 
 
 def _diagnose(source: str, queries: str | None, metric: str | None, as_json: bool) -> None:

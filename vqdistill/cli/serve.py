@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
-from vqdistill.errors import MissingDependency
+from vqdistill.errors import MissingDependency, needed_by
 
 _SIZE = click.IntRange(min=1)
+_WAITING = 4
+"""Searches a core that a process routes at a time."""
 _SECONDS = click.FloatRange(min=0, min_open=True)
 
 
@@ -29,7 +31,11 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--max-body-bytes", type=click.IntRange(min=1024), default=16 << 20, show_default=True, help="Bytes of a request."
 )
-@click.option("--concurrency", type=_SIZE, help="Searches at a time, of each worker. Default: cores / workers.")
+@click.option(
+    "--concurrency",
+    type=_SIZE,
+    help="Searches at a time, of each worker. Default: cores / workers, and 4 times that with --engine.",
+)
 @click.option(
     "--queue",
     type=click.IntRange(min=0),
@@ -69,6 +75,25 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--io", default="auto", metavar="auto|map|pread|uring", help="How dense rows are read.", show_default=True
 )
+@click.option(
+    "--engine", type=click.Choice(["ray"]), help="Have processes of a Ray cluster hold the shards; this one routes."
+)
+@click.option("--address", metavar="ADDRESS", help="Of a Ray cluster. Default: one begins on this machine.")
+@click.option("--parts", type=_SIZE, metavar="N", help="With --engine: processes that share the shards. Default: 2.")
+@click.option(
+    "--replicas",
+    default="1",
+    show_default=True,
+    metavar="N|MIN-MAX",
+    help="With --engine: copies of each of them; between MIN and MAX, as many as there is work for.",
+)
+@click.option(
+    "--on-lost",
+    type=click.Choice(["fail", "degrade"]),
+    default="fail",
+    show_default=True,
+    help="With --engine, while nobody holds some shards: answer 503, or from the others and say so.",
+)
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="A line of JSON for each request.")
 def serve_command(
     indexes: tuple[str, ...],
@@ -80,17 +105,24 @@ def serve_command(
     poll_s: float,
     drain_s: float,
     io: str,
+    engine: str | None,
+    address: str | None,
+    parts: int | None,
+    replicas: str,
+    on_lost: str,
     access_log: bool,
     **limits: Any,
 ) -> None:
     """Answer searches of each INDEX, a directory or NAME=DIRECTORY, over HTTP until SIGTERM or Ctrl-C."""
     try:
-        from vqdistill.server.config import Limits, ServerConfig, parse_indexes, read_key
+        from vqdistill.server.config import FleetConfig, Limits, ServerConfig, parse_indexes, parse_replicas, read_key
         from vqdistill.server.run import serve
     except ModuleNotFoundError as error:
         raise MissingDependency(f"the server needs {error.name}: pip install 'vqdistill[server]'") from None
     if limits["concurrency"] is None:
-        limits["concurrency"] = max(1, len(os.sched_getaffinity(0)) // workers)
+        # Where searches go on elsewhere, threads only wait for them.
+        threads = len(os.sched_getaffinity(0)) * (1 if engine is None else _WAITING)
+        limits["concurrency"] = max(1, threads // workers)
     config = ServerConfig(
         indexes=parse_indexes(indexes),
         limits=Limits(**limits),
@@ -100,4 +132,14 @@ def serve_command(
         io=io,
         access_log=access_log,
     )
-    serve(config, host, port, workers)
+    if engine is None:
+        if address is not None or parts is not None or replicas != "1" or on_lost != "fail":
+            raise click.UsageError("--address, --parts, --replicas and --on-lost need --engine ray")
+        serve(config, host, port, workers)
+        return
+    least, most = parse_replicas(replicas)
+    fleet = FleetConfig(parts=parts, least=least, most=most, on_lost=on_lost)
+    with needed_by("--engine ray", "ray[serve]", extra="ray"):
+        from vqdistill.server.ray_serve import deployed
+    with deployed(config, fleet, address) as opener:
+        serve(config, host, port, workers, opener)

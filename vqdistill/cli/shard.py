@@ -57,11 +57,33 @@ def encode_command(job: str, number: int, threads: int | None, as_json: bool) ->
 @shard_group.command("commit")
 @click.argument("job", metavar="JOB")
 @click.option("-o", "--out", required=True, metavar="OUT", help="Index directory to make, or URL; must not exist.")
+@click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Indexes under one manifest, of consecutive files each; searched and served as one.",
+)
 @cores_option
 @json_option
-def commit_command(job: str, out: str, threads: int | None, as_json: bool) -> None:
+def commit_command(job: str, out: str, shards: int, threads: int | None, as_json: bool) -> None:
     """Check all parts of JOB, and publish their rows as one index."""
     from vqdistill.shards.publishing import commit_job
 
-    published = commit_job(job, out, threads=threads, progress=ConsoleProgress())
-    show({"index": out, "rows": published.n}, as_json)
+    published = commit_job(job, out, threads=threads, shards=shards, progress=ConsoleProgress())
+    show({"index": out, "rows": published.n, "shards": shards}, as_json)
+
+
+@shard_group.command("publish")
+@click.argument("index", metavar="INDEX")
+@json_option
+def publish_command(index: str, as_json: bool) -> None:
+    """Make the present generations of the shards of INDEX, together, its next generation.
+
+    Rows are added to the last shard, and deleted from any, as from other indexes.
+    """
+    from vqdistill.index.regather import publish_shards
+
+    published = publish_shards(index)
+    show({"index": index, "generation": published.generation, "rows": published.n}, as_json)

@@ -29,8 +29,8 @@ from vqdistill.distill.warm import WarmStart
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld, InvalidInput
 from vqdistill.index.files import FileOps
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.opening import open_index
 from vqdistill.index.policy import SearchPolicy
-from vqdistill.index.reader import open_index
 from vqdistill.index.remote import Destination
 from vqdistill.index.runs import RunLog
 from vqdistill.index.spec import ID_BYTES
@@ -244,7 +244,7 @@ def encode(
     proof : as for `build`, as are result and errors
     ops : file operations; replaced in tests
     """
-    index_id = _index_id(done.plan, done.model, src)
+    index_id = index_id_of(done.plan, done.model, src)
     if log is not None and out.exists():
         found = _require_same_index(out, index_id)
         out.tidy()
@@ -320,7 +320,8 @@ def _require_match(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -
         )
 
 
-def _index_id(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
+def index_id_of(plan: CompilePlan, model: IvfPqModel, src: EmbeddingSource) -> bytes:
+    """Return the hash of all that an index is made from."""
     digest = hashlib.blake2b(json.dumps(plan.to_json(), sort_keys=True).encode(), digest_size=ID_BYTES)
     digest.update(src.fingerprint().encode())
     digest.update(f"{model.metric.value} {model.residual}".encode())

@@ -16,7 +16,8 @@ from vqdistill.evaluate.interval import LEVEL, agree
 from vqdistill.evaluate.ladder import QuerySet, Setting, Trial, attempt, tune
 from vqdistill.evaluate.run import load_test_set
 from vqdistill.index.certificate import Certificate, Rung
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.opening import open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.searcher import Searcher
 from vqdistill.types import F32Rows
 

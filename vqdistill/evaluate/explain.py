@@ -13,8 +13,8 @@ import numpy.typing as npt
 from vqdistill.config import SearchParams
 from vqdistill.evaluate.certificate import true_neighbors
 from vqdistill.evaluate.ladder import QuerySet, Setting, attempt
+from vqdistill.index.opening import open_index
 from vqdistill.index.policy import DEFAULT_REFINE
-from vqdistill.index.reader import open_index
 from vqdistill.index.trace import CAUSES, FOUND, PRECISION, QUANTIZATION, ROUTING, STOPPING, lists_of_rows
 from vqdistill.searcher import Searcher
 from vqdistill.types import F64

@@ -17,7 +17,8 @@ from vqdistill.errors import InvalidInput
 from vqdistill.evaluate import metrics
 from vqdistill.evaluate.ladder import QuerySet
 from vqdistill.evaluate.memory import rss_delta_bytes
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.opening import open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.searcher import Searcher
 from vqdistill.types import F32Rows
 

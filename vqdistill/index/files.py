@@ -25,6 +25,7 @@ from vqdistill.index.spec import (
     CRC_BYTES,
     MANIFEST_MAX_BYTES,
     PAGE,
+    SHARDS,
     VERSION,
     Segment,
     check_header,
@@ -277,6 +278,7 @@ def read_manifest(directory: Path) -> Manifest:
     if not directory.is_dir():
         found = "a file" if directory.exists() else "nothing"
         raise InvalidInput(f"index must be a directory made by vqdistill, got {found} at {directory}")
+    require_one_piece(directory)
     current = read_small(directory / CURRENT, CURRENT_MAX_BYTES)
     name, crc = parse_current(current)
     try:
@@ -289,6 +291,21 @@ def read_manifest(directory: Path) -> Manifest:
     if zlib.crc32(data) != crc:
         raise CorruptIndex(f"{name}: crc32 must be {crc:08x} as CURRENT says, got {zlib.crc32(data):08x}")
     return Manifest.parse(data, name)
+
+
+def require_one_piece(directory: Path) -> None:
+    """Refuse an index in shards, where only one of one piece will do.
+
+    Raises
+    ------
+    InvalidInput
+        If it is one.
+    """
+    if (directory / SHARDS).exists():
+        raise InvalidInput(
+            f"index {directory} must be of one piece for this, got one in shards; each shard is such an index, as is"
+            f" {directory / 'shard-0'}"
+        )
 
 
 def read_small(path: Path, limit: int) -> bytes:

@@ -9,6 +9,7 @@ from vqdistill.errors import VqdistillError
 from vqdistill.index.files import CURRENT, FileOps, read_manifest, read_small
 from vqdistill.index.locks import is_read, lock_writer
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.shardset import is_sharded, name_of, read_shards
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, is_leftover, is_manifest
 from vqdistill.objects.urls import require_local
 
@@ -24,7 +25,8 @@ def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:
     Returns
     -------
     dict
-        `files` and `bytes` that were removed, and `kept_generations`, those that are still read.
+        `files` and `bytes` that were removed, and `kept_generations`, those that are still read, or that an index in
+        shards is made of.
 
     Raises
     ------
@@ -41,6 +43,8 @@ def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:
         read = [
             kept for name in names if name != current.file and is_manifest(name) and (kept := _if_read(path / name))
         ]
+        known = {current.file, *(kept.file for kept in read)}
+        read += [kept for kept in _pinned(path, names) if kept.file not in known]
         needed = {CURRENT} | {name for kept in [current, *read] for name in _files(kept)}
         files = freed = 0
         try:
@@ -55,6 +59,15 @@ def gc(path: str | Path, *, ops: FileOps | None = None) -> dict[str, int]:
     finally:
         os.close(lock)
     return {"files": files, "bytes": freed, "kept_generations": len(read)}
+
+
+def _pinned(path: Path, names: list[str]) -> list[Manifest]:
+    """The generation that an index in shards, of which this is one, is made of."""
+    whole = path.absolute().parent
+    if not is_sharded(whole):
+        return []
+    found = [shard.manifest for number, shard in enumerate(read_shards(whole).shards) if name_of(number) == path.name]
+    return [Manifest.parse(read_small(path / name, MANIFEST_MAX_BYTES), name) for name in found if name in names]
 
 
 def _last(name: str) -> tuple[bool, str]:

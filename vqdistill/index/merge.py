@@ -196,14 +196,15 @@ class Merge:
         if kind == "list_offsets":
             return iter([np.concatenate([[0], np.cumsum(self.counts)])])
         if kind == "codes":
-            return packed(self._columns(kind, 2 * segment.shape[1]))
+            return packed(self.columns(kind, 2 * segment.shape[1]))
         if kind == "ids_offsets":
             return self._text_offsets()
         if kind == "ids_bytes":
             return (np.frombuffer(b"".join(texts), np.uint8) for texts in self._texts())
-        return self._columns(kind, segment.row_bytes)
+        return self.columns(kind, segment.row_bytes)
 
-    def _columns(self, kind: str, row_bytes: int) -> Iterator[Column]:
+    def columns(self, kind: str, row_bytes: int) -> Iterator[Column]:
+        """Yield a column of all rows in the merged order, which takes so many bytes a row, a little at a time."""
         for places, order in self._pieces(max(1, CHUNK_BYTES // row_bytes)):
             yield np.concatenate([part.column(kind, begin, end) for part, begin, end in places])[order]
 

@@ -59,6 +59,7 @@ class IndexReader:
         fds: Sequence[dict[str, int]],
         known: Mapping[Segment, npt.NDArray[Any]] | None = None,
         models: dict[bytes, IvfPqModel] | None = None,
+        codes: bool = True,
     ) -> None:
         """Load the resident segments out of checked files; called by `open`.
 
@@ -67,6 +68,7 @@ class IndexReader:
         fds : descriptors by kind: those of `manifest.segments`, then those of each added set
         known : resident segments, which need not be loaded again
         models : by their hashes, loaded ones of other generations
+        codes : whether to load the codes, without which there is no engine
         """
         self._models = {} if models is None else models
         self.path = path
@@ -76,7 +78,7 @@ class IndexReader:
             {
                 kind: known[segment] if known and segment in known else self._load(segment, files[kind])
                 for kind, segment in segments.items()
-                if segment.resident and kind != "deleted"
+                if segment.resident and kind != "deleted" and (codes or kind != "codes")
             }
             for files, segments in zip(fds, manifest.segments_by_set, strict=True)
         ]
@@ -157,12 +159,16 @@ class IndexReader:
                     raise
 
     @classmethod
-    def open_files(cls, path: Path, manifest: Manifest, older: IndexReader | None = None) -> IndexReader:
+    def open_files(
+        cls, path: Path, manifest: Manifest, older: IndexReader | None = None, codes: bool = True
+    ) -> IndexReader:
         """Open the segments in the directory `path` that a manifest names, which may not be published yet.
 
         Parameters
         ----------
-        older : reader of another generation of the same index, whose memory is shared
+        older : reader of another generation of the same index, or of another index with the same model, whose memory
+            is shared
+        codes : whether to load the codes
 
         Raises
         ------
@@ -182,7 +188,7 @@ class IndexReader:
                     # Through a descriptor that may not block, io_uring of old kernels reads only what is cached.
                     os.set_blocking(fds[-1]["dense"], True)
             known, models = (None, None) if older is None else (older._resident, older._models)
-            reader = cls(path, manifest, fds, known, models)
+            reader = cls(path, manifest, fds, known, models, codes)
             for rows in reader.sets:
                 stack.callback(rows.forget)
             reader._closer = weakref.finalize(reader, stack.pop_all().close)
@@ -262,26 +268,27 @@ class IndexReader:
         return Engine(
             metric="l2" if manifest.metric is Metric.L2 else "ip",
             residual=manifest.residual,
-            list_offsets=self._arrays["list_offsets"],
             router=self._arrays["router"],
             coarse=self._arrays["coarse"],
             mean=self._arrays["mean"],
             rotation=self._rotation,
             codewords=self._arrays["codewords"],
-            packed=self._arrays["codes"],
-            dense_fd=-1 if manifest.dense == "none" else self._fds["dense"],
             dense_offset=PAGE,
             dense_dtype=manifest.dense,
-            dense_map=self._map_dense(self.sets[0], io),
             io=io if manifest.dense != "none" else "auto",
             query_adapter=self._adapter_arrays("query"),
             verify_adapter=self._adapter_arrays("verify"),
-            added=tuple(
-                (rows.list_offsets, rows.arrays["codes"], rows.fds.get("dense", -1), self._map_dense(rows, io))
-                for rows in self.sets[1:]
-            ),
-            alive=self.alive.for_engine(),
+            **self._rows_for_engine(io),
         )
+
+    def _rows_for_engine(self, io: str) -> dict[str, Any]:
+        """Options of an engine that tell of the rows."""
+        first, *added = (
+            (rows.list_offsets, rows.arrays["codes"], rows.fds.get("dense", -1), self._map_dense(rows, io))
+            for rows in self.sets
+        )
+        of_first = dict(zip(("list_offsets", "packed", "dense_fd", "dense_map"), first, strict=True))
+        return of_first | {"added": added, "alive": self.alive.for_engine()}
 
     def _map_dense(self, rows: OpenRows, io: str) -> mmap.mmap | None:
         """Map the dense file of a set; None under "auto" if there is no room in the address space (RLIMIT_AS)."""
@@ -507,8 +514,3 @@ def _texts_of(rows: OpenRows, local: npt.NDArray[np.int64]) -> npt.NDArray[np.st
     texts = ["" for row in local.tolist() if row < 0]
     texts += [decode_text(data, segment) for data in rows.texts(local[len(texts) :])]
     return np.array(texts, dtype=np.str_)
-
-
-def open_index(path: str | Path, verify: str = "headers") -> IndexReader:
-    """Open the index at `path`; see `IndexReader.open`."""
-    return IndexReader.open(path, verify)

@@ -27,6 +27,8 @@ FEATURES: frozenset[str] = frozenset({LEARNED})
 
 PAGE = 4096
 """Bytes of a header page; payloads are zero-padded to a multiple of it."""
+SHARDS = "SHARDS"
+"""File of an index that is made of several; see `index.shardset`."""
 CRC_BYTES = 1 << 20
 """Payload bytes under one checksum of the manifest."""
 MANIFEST_MAX_BYTES = 64 << 20

@@ -24,6 +24,7 @@ from vqdistill.index.files import (
     open_segment,
     publish_manifest,
     read_manifest,
+    require_one_piece,
     write_error,
     write_segment,
 )
@@ -110,6 +111,7 @@ class IndexUpdater:
         self._fds: list[int] = []
         self._written: list[str] = []
         try:
+            require_one_piece(self._path)
             self.reader = IndexReader.open(self._path) if sharing is None else sharing.reopen()
             """The generation that is changed."""
             if self.manifest.version < 4:

@@ -131,10 +131,7 @@ class View:
 
     def prepared(self, rows: Any, name: str = "queries") -> F32Rows:
         """Return rows (b, d) float32 as the index scores them: unit rows under cosine."""
-        manifest = self.reader.manifest
-        cosine = manifest.metric is Metric.COSINE
-        checked = as_f32_rows(rows, name, manifest.d, finite=not cosine)
-        return unit_rows(checked, name) if cosine else checked
+        return prepared(self.reader.manifest, rows, name)
 
     def filter(self, allow: Any) -> dict[str, Any]:
         """Option `allow` of the engine."""
@@ -151,5 +148,17 @@ class View:
 
     def named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """External ids and row numbers of positions."""
-        rows = self.reader.rows_of(positions, checked=True)
-        return (rows if self.reader.manifest.ids == "rows" else self.reader.ids_of(positions)), rows
+        return named(self.reader, positions)
+
+
+def prepared(manifest: Manifest, rows: Any, name: str = "queries") -> F32Rows:
+    """Return rows (b, d) float32 as an index scores them: unit rows under cosine."""
+    cosine = manifest.metric is Metric.COSINE
+    checked = as_f32_rows(rows, name, manifest.d, finite=not cosine)
+    return unit_rows(checked, name) if cosine else checked
+
+
+def named(reader: IndexReader, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """External ids and row numbers of positions that an engine gave."""
+    rows = reader.rows_of(positions, checked=True)
+    return (rows if reader.manifest.ids == "rows" else reader.ids_of(positions)), rows

@@ -58,6 +58,7 @@ class IndexWriter:
     ids : "rows" (row numbers are the ids), "int64" or "str"
     index_id : 16 bytes, a hash of all that the index is made from; written into every file
     memory_bytes : encoded rows in memory at a time, about a third of what the writer takes
+    first_row : number of the first row
     log : keeps runs of rows, those of an earlier writer included; `n` says how many rows these have
     ops : file operations; replaced in tests
 
@@ -79,6 +80,7 @@ class IndexWriter:
         index_id: bytes,
         tables: str = "f32",
         memory_bytes: int = MEMORY_BYTES,
+        first_row: int = 0,
         log: RunLog | None = None,
         ops: FileOps | None = None,
     ) -> None:
@@ -90,6 +92,7 @@ class IndexWriter:
         if len(index_id) != ID_BYTES:
             raise InvalidInput(f"index_id must be {ID_BYTES} bytes, got {len(index_id)}")
         self._index_id = bytes(index_id)
+        self._first_row = first_row
         require_model(model, tables)
         self._require_free_path()
         self._intake = RowIntake(model, dense=dense, ids=ids, tables=tables)
@@ -112,6 +115,7 @@ class IndexWriter:
                 nlist=model.nlist,
                 memory_bytes=memory_bytes,
                 log=log,
+                first=first_row,
             )
 
     @property
@@ -276,7 +280,7 @@ class IndexWriter:
             report=report,
             segments=segments,
             model_id=self._model_id(),
-            next_row=layout.n,
+            next_row=self._first_row + layout.n,
             drift=drift,
             learned=learned_shape(self._model),
             adapters={

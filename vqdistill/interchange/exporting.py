@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vqdistill.errors import InvalidInput, needed_by
-from vqdistill.index.reader import IndexReader, open_index
+from vqdistill.index.files import require_one_piece
+from vqdistill.index.opening import open_index
+from vqdistill.index.reader import IndexReader
 from vqdistill.interchange.arrays import write_npz, write_safetensors
 
 Report = dict[str, Any]
@@ -80,6 +82,7 @@ def export_index(index: str | Path, out: str | Path, *, to: str, **options: Any)
             f"options of the target {to} are {', '.join(sorted(target.options)) or 'none'}, got"
             f" {', '.join(sorted(strangers))}"
         )
+    require_one_piece(Path(index))
     with open_index(index) as reader:
         more = target.write(reader, Path(out), given)
         rows = reader.manifest.live

@@ -3,6 +3,24 @@
 Training kernels (Numba) are imported from `vqdistill.kernels.jit`, so that opening and searching do not load Numba.
 """
 
-from vqdistill._native import Engine, available_levels, cpu_level, pack_codes, unpack_codes
+from vqdistill._native import (
+    Engine,
+    available_levels,
+    candidate_count,
+    choose_results,
+    cpu_level,
+    merge_candidates,
+    pack_codes,
+    unpack_codes,
+)
 
-__all__ = ["Engine", "available_levels", "cpu_level", "pack_codes", "unpack_codes"]
+__all__ = [
+    "Engine",
+    "available_levels",
+    "candidate_count",
+    "choose_results",
+    "cpu_level",
+    "merge_candidates",
+    "pack_codes",
+    "unpack_codes",
+]

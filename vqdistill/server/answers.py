@@ -49,13 +49,21 @@ def _quality(part: str) -> float:
 
 
 def encode(hits: Hits, kind: str) -> Response:
-    """Return the response that holds the result of a search."""
+    """Return the response that holds the result of a search; one of less than all rows says so, in the head as well."""
+    response = _encoded(hits, kind)
+    if hits.searched < 1:
+        response.headers["X-Vqdistill-Searched"] = f"{hits.searched:.6f}"
+    return response
+
+
+def _encoded(hits: Hits, kind: str) -> Response:
     if kind == MSGPACK:
         return Response(pack_hits(hits), media_type=MSGPACK)
     if kind == NPY:
         return Response(_npy(hits), media_type=NPY)
     lists = {name: getattr(hits, name).tolist() for name in ("scores", "ids", "rows", "work")}
-    return Response(to_json(lists | {"stats": hits.stats}, inf_nan_mode="null"), media_type=JSON)
+    degraded = {"degraded": True, "searched": hits.searched} if hits.searched < 1 else {}
+    return Response(to_json(lists | {"stats": hits.stats} | degraded, inf_nan_mode="null"), media_type=JSON)
 
 
 def _npy(hits: Hits) -> bytes:

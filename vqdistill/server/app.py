@@ -19,7 +19,7 @@ from vqdistill.server.console import console
 from vqdistill.server.middleware import Observe, RefuseWhenFull, RequireKey
 from vqdistill.server.problems import answer_problems, fail
 from vqdistill.server.routes import api, around
-from vqdistill.server.service import Service
+from vqdistill.server.service import Opener, Service
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class AppFactory:
     """Makes the application of a process; workers get the factory, and open the indexes themselves."""
 
     config: ServerConfig
+    opener: Opener | None = None
 
     def __call__(self) -> FastAPI:
         """Open the indexes and return the application that serves them."""
-        return create_app(Service(self.config))
+        return create_app(Service(self.config, self.opener))
 
 
 def create_app(service: Service) -> FastAPI:

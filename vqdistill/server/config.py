@@ -15,6 +15,8 @@ from vqdistill.objects.urls import require_local
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """Names of indexes, which stand in URLs."""
 _MIN_KEY = 16
+ON_LOST = ("fail", "degrade")
+"""What to do with searches of an index of which shards are lost: refuse them, or search the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,40 @@ class ServerConfig:
             raise InvalidInput(
                 f"the API key must be at least {_MIN_KEY} printable ASCII characters without spaces, got {len(key)}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetConfig:
+    """How processes on a cluster hold the shards of indexes."""
+
+    parts: int | None = None
+    """Processes that share the shards of an index; None = 2, or as many as there are shards."""
+    least: int = 1
+    """Copies of each at least."""
+    most: int = 1
+    """Copies of each at most; between these, as many as there is work for."""
+    on_lost: str = "fail"
+    """What is done with searches while nobody holds a part: a value of ON_LOST."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InvalidInput(f"replicas must be N or MIN-MAX with 1 <= MIN <= MAX, got {self.least}-{self.most}")
+        if self.on_lost not in ON_LOST:
+            raise InvalidInput(f"on_lost must be one of {', '.join(ON_LOST)}, got {self.on_lost!r}")
+
+
+def parse_replicas(text: str) -> tuple[int, int]:
+    """Turn `N` or `MIN-MAX` into two numbers.
+
+    Raises
+    ------
+    InvalidInput
+        If it is neither.
+    """
+    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
+    if found is None:
+        raise InvalidInput(f"replicas must be N or MIN-MAX, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def parse_indexes(given: Sequence[str]) -> dict[str, Path]:

@@ -49,6 +49,9 @@ class Metrics:
             registry=registry,
             buckets=_ROWS,
         )
+        self._degraded = Counter(
+            "vqdistill_degraded", "Requests answered without shards that were lost.", ("index",), registry=registry
+        )
         self._swaps = Counter(
             "vqdistill_refreshes",
             "Looks for a new generation that found one or failed.",
@@ -95,6 +98,8 @@ class Metrics:
         self._queries.labels(index).inc(count)
         for name, counter in self._work.items():
             counter.labels(index).inc(stats[name])
+        if hits.searched < 1:
+            self._degraded.labels(index).inc()
         if count:
             self._reads.labels(index).observe(stats["dense_rows"] / count)
 

@@ -87,6 +87,8 @@ class SearchResponse(BaseModel):
     rows: Numbers = Field(description="Row numbers of the compiled source.")
     work: Numbers = Field(description="Of each query, in the order of stats.")
     stats: dict[str, int] = Field(description="Work of the whole request.")
+    degraded: bool = Field(False, description="Whether shards were lost, whose rows are missing; absent if not.")
+    searched: float = Field(1.0, description="Share of the rows that took part; absent if all did.")
 
 
 class Fate(BaseModel):

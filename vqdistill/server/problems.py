@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
+from vqdistill.errors import InvalidInput, SearchTimeout, ShardsLost, VqdistillError
 
 _log = logging.getLogger(__name__)
 _SHOWN = 60
@@ -49,6 +49,8 @@ def problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, SearchTimeout):
         return Problem(HTTPStatus.GATEWAY_TIMEOUT, str(error))
+    if isinstance(error, ShardsLost):
+        return Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": "1"})
     if isinstance(error, InvalidInput):
         return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
     if isinstance(error, (ValidationError, RequestValidationError)):

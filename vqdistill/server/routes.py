@@ -33,7 +33,7 @@ _STATUS = {
     422: "A value is not usable; the sentence says which, what was got and what wanted.",
     429: "The server is full; Retry-After says when to come again.",
     500: "The server failed.",
-    503: "The server is starting or stopping.",
+    503: "The server is starting or stopping, or shards of the index are lost for the moment.",
     504: "The search took too long.",
 }
 _BODY = (400, 406, 408, 413, 415, 422, 429, 503, 504)
@@ -162,9 +162,12 @@ async def health() -> Any:
 
 @around.get("/ready", response_model=models.State, responses=errors(503), summary="Whether requests may come")
 async def ready(request: Request) -> Any:
-    """Whether the indexes are open and the server does not stop."""
+    """Whether the indexes can be searched and the server does not stop."""
     if _service(request).stopping:
         raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping", {"Retry-After": "1"})
+    if lost := _service(request).lost:
+        sentence = f"parts of {', '.join(lost)} are lost for the moment"
+        raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, sentence, {"Retry-After": "1"})
     return {"status": "ready"}
 
 

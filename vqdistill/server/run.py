@@ -24,6 +24,7 @@ from vqdistill.server.app import AppFactory
 from vqdistill.server.config import ServerConfig
 from vqdistill.server.logs import log_config
 from vqdistill.server.metrics import DIRECTORY
+from vqdistill.server.service import Opener
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -72,13 +73,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def serve(config: ServerConfig, host: str, port: int, workers: int = 1) -> None:
+def serve(config: ServerConfig, host: str, port: int, workers: int = 1, opener: Opener | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then finish what was accepted and return.
 
     Parameters
     ----------
     host, port : address to listen at; port 0 = one that is free
     workers : processes, each with the indexes in its memory
+    opener : opens indexes that other processes hold; None = they are opened here
 
     Raises
     ------
@@ -87,10 +89,10 @@ def serve(config: ServerConfig, host: str, port: int, workers: int = 1) -> None:
     CorruptIndex, FormatTooNew, FormatTooOld, VqdistillError
         As `open`.
     """
-    app = None
+    app, factory = None, AppFactory(config, opener)
     if workers == 1:
-        app = AppFactory(config)()
-    else:  # so that what cannot be opened is told once, by a sentence
+        app = factory()
+    elif opener is None:  # so that what cannot be opened is told once, by a sentence
         for path in config.indexes.values():
             open_searcher(path, io=config.io).reader.close()
     with _listening(host, port) as listener, _told() as told:
@@ -99,7 +101,7 @@ def serve(config: ServerConfig, host: str, port: int, workers: int = 1) -> None:
         shown = f"[{at[0]}]" if listener.family == socket.AF_INET6 else at[0]
         _log.info("serving %s at http://%s:%d with %d workers", ", ".join(config.indexes), shown, at[1], workers)
         if app is None:
-            _supervise(config, listener, workers, told)
+            _supervise(factory, listener, workers, told)
         else:
             Server(_uvicorn(lambda: app, config), config.drain_s).run(sockets=[listener])
         _log.info("stopped")
@@ -121,12 +123,12 @@ def _uvicorn(app: Any, config: ServerConfig) -> uvicorn.Config:
     )
 
 
-def _supervise(config: ServerConfig, listener: socket.socket, workers: int, told: list[int]) -> None:
+def _supervise(factory: AppFactory, listener: socket.socket, workers: int, told: list[int]) -> None:
     """Keep so many workers, which count into one directory, until a signal is in `told`."""
     context = multiprocessing.get_context("spawn")
 
     def start() -> Any:
-        process = context.Process(target=_work, args=(config, listener))
+        process = context.Process(target=_work, args=(factory, listener))
         process.start()
         return process
 
@@ -150,10 +152,10 @@ def _supervise(config: ServerConfig, listener: socket.socket, workers: int, told
                 process.join()
 
 
-def _work(config: ServerConfig, listener: socket.socket) -> None:
+def _work(factory: AppFactory, listener: socket.socket) -> None:
     """Be a worker."""
     with _told():
-        Server(_uvicorn(AppFactory(config), config), config.drain_s).run(sockets=[listener])
+        Server(_uvicorn(factory, factory.config), factory.config.drain_s).run(sockets=[listener])
 
 
 @contextmanager

@@ -10,21 +10,27 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.files import CURRENT
+from vqdistill.index.shardset import is_sharded
+from vqdistill.index.spec import SHARDS
 from vqdistill.searcher import Searcher
 from vqdistill.searcher import open as open_searcher
 from vqdistill.server.bodies import Asked
 from vqdistill.server.config import ServerConfig
+from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
 from vqdistill.server.problems import Problem
 from vqdistill.types import F32Rows, Hits
 
 T = TypeVar("T")
+Opener = Callable[[Path], FleetSearcher]
+"""Opens an index whose shards other processes hold."""
 _log = logging.getLogger(__name__)
 _STEPS = 8
 """Values that the timeout of a search may take: the searcher remembers options that come again."""
@@ -33,14 +39,17 @@ _STEPS = 8
 class Service:
     """Everything that requests share; one for each worker."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, opener: Opener | None = None) -> None:
         self.config = config
         self.limits = config.limits
         self.metrics = Metrics()
         self.stopping = False
         # Before they are opened: what is published meanwhile is seen at the first look.
         self._seen = {name: self._current(name) for name in config.indexes}
-        self.indexes = {name: open_searcher(path, io=config.io) for name, path in config.indexes.items()}
+        self.indexes: dict[str, Searcher | FleetSearcher] = {
+            name: open_searcher(path, io=config.io) if opener is None else opener(path)
+            for name, path in config.indexes.items()
+        }
         for name, searcher in self.indexes.items():
             self.metrics.describe(name, searcher.reader)
         self.metrics.measure_process()
@@ -48,7 +57,12 @@ class Service:
         self._threads = ThreadPoolExecutor(config.limits.concurrency, "search")
         self._refreshing = {name: asyncio.Lock() for name in self.indexes}
 
-    def index(self, name: str) -> Searcher:
+    @property
+    def lost(self) -> list[str]:
+        """Indexes that cannot be searched, as parts of them are lost."""
+        return [name for name, index in self.indexes.items() if isinstance(index, FleetSearcher) and not index.ready]
+
+    def index(self, name: str) -> Searcher | FleetSearcher:
         """Return the index of this name.
 
         Raises
@@ -165,8 +179,9 @@ class Service:
 
     def _current(self, name: str) -> bytes:
         """Content of the file that names the current generation; nothing where it cannot be read."""
+        path = self.config.indexes[name]
         try:
-            return (self.config.indexes[name] / CURRENT).read_bytes()
+            return (path / (SHARDS if is_sharded(path) else CURRENT)).read_bytes()
         except OSError:
             return b""
 
@@ -177,7 +192,7 @@ class Service:
             searcher.reader.close()
 
 
-def stored_rows(searcher: Searcher, ids: Any) -> F32Rows:
+def stored_rows(searcher: Searcher | FleetSearcher, ids: Any) -> F32Rows:
     """Return the rows (b, d) that the index stores for external ids (b,).
 
     Raises

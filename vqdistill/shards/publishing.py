@@ -1,4 +1,4 @@
-"""Last step of a job: its parts become one index, in list order."""
+"""Last step of a job: its parts become one index in list order, or several under one manifest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from vqdistill.index.manifest import Manifest
 from vqdistill.index.remote import Destination
 from vqdistill.index.runs import Run, RunLog
 from vqdistill.kernels.threads import training_threads
+from vqdistill.objects.urls import is_url
 from vqdistill.progress import Progress
 from vqdistill.shards.job import Job, job_cache, open_job
 from vqdistill.shards.model import read_model
 from vqdistill.shards.parts import read_part
+from vqdistill.shards.splitting import split, write_split
 
 _NAMED = 5
 """Parts that a message names at most."""
@@ -29,6 +31,7 @@ def commit_job(
     *,
     threads: int | None = None,
     progress: Progress | None = None,
+    shards: int = 1,
     exact: ExactSearch = ExactTeacher,
     scratch: Path | None = None,
     ops: FileOps | None = None,
@@ -40,6 +43,8 @@ def commit_job(
     folder : with a plan, a model and a part for each shard; stays as it is
     out : index to make, a directory or a URL to which it is uploaded out of `folder`; one that this job has made
         already stays, and is returned
+    shards : 1, or how many indexes the rows become: consecutive files each, about as many rows in all, under one
+        manifest, in a directory. Searched together they are the index of one piece, certificate included.
     threads : None = all cores; the index does not depend on it
     exact : searches exactly, in place of this process
     scratch : where the index is made, on the same file system as `out`; what is there is removed first. None = a new
@@ -55,9 +60,13 @@ def commit_job(
     VqdistillError
         If the disk refuses; nothing is left at `out`.
     """
+    if shards > 1 and is_url(str(out)):
+        raise InvalidInput(f"an index in shards must be published on a local disk, got {out}")
     place = Destination(out, Path(folder))
     place.require_writable()
     job, digest = open_job(folder, threads)
+    if not 1 <= shards <= len(job.shards):
+        raise InvalidInput(f"shards must be in 1..{len(job.shards)}, the files of the job, got {shards}")
     trained, name = read_model(folder, digest)
     progress = progress or Progress()
     with progress.stage("check parts", len(job.shards), "parts") as stage:
@@ -66,8 +75,12 @@ def commit_job(
     recipe.keep_to_cap()
     dense = recipe.dense_teacher(src, job_cache(folder), progress, exact)
     log = RunLog(Path(folder), runs, _refuse_more, scratch)
+    proof = recipe.proof(trained, dense)
     with training_threads(recipe.wishes.cores):
-        return encode(trained, src, place, progress, recipe.sizes, log, recipe.proof(trained, dense), ops)
+        if shards > 1:
+            groups = split(job.shards, shards)
+            return write_split(groups, trained, src, Path(out), progress, recipe.sizes, log, proof, ops)
+        return encode(trained, src, place, progress, recipe.sizes, log, proof, ops)
 
 
 def _all_runs(folder: str | Path, job: Job, digest: str, model: str, advance: Callable[[int], None]) -> tuple[Run, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import ray
 
+from vqdistill.cluster import cluster, first_line
 from vqdistill.compiler.trained import Trained
 from vqdistill.compiler.work import discard, left_over, require_free, require_same, work_path
 from vqdistill.data.relevance import Relevance
@@ -36,7 +36,7 @@ RETRIES = 20
 _LOOK_S = 0.5
 """Time between two looks at what workers say."""
 _ANSWER_S = 10.0
-"""Within which a cluster takes a connection, and stops a task."""
+"""Within which a cluster stops a task."""
 
 
 def compile_on_ray(
@@ -79,7 +79,7 @@ def compile_on_ray(
     require_free(place, resume)
     if os.path.lexists(folder) and not resume:
         raise left_over(folder)
-    with _cluster(address, threads):
+    with cluster(address, threads):
         crew = _Crew(progress or Progress())
         planned = crew.call(_plan, os.getcwd(), [str(each) for each in inputs], options | {"threads": threads})
         with _claimed(folder, planned):
@@ -251,38 +251,7 @@ def _result(task: Any) -> Any:
         cause: BaseException = error.cause
         raise cause from None
     except ray.exceptions.RayError as error:
-        raise VqdistillError(f"Ray has given a task up: {_first_line(error)}") from None
-
-
-@contextlib.contextmanager
-def _cluster(address: str | None, threads: int | None) -> Iterator[None]:
-    """Connect to a cluster for the time of a `with` block, or begin one on this machine."""
-    if ray.is_initialized():
-        yield
-        return
-    if address is not None:
-        _require_listener(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local: dict[str, Any] = {"num_cpus": threads or len(os.sched_getaffinity(0)), "include_dashboard": False}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **({} if address else local))
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise VqdistillError(f"Ray cannot be reached at {address or 'this machine'}: {_first_line(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Refuse `host:port` where nothing listens, for which Ray would look for minutes."""
-    host, colon, port = address.rpartition(":")
-    if not colon or "/" in host or not port.isdecimal():
-        return
-    try:
-        socket.create_connection((host, int(port)), _ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise VqdistillError(f"Ray cannot be reached at {address}: {error}") from None
+        raise VqdistillError(f"Ray has given a task up: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -316,7 +285,3 @@ def _discarded_in_the_end(folder: Path, ops: FileOps) -> Iterator[None]:
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(json.dumps(values))
     return found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
