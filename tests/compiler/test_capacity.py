@@ -19,7 +19,7 @@ from vqdistill.compiler.rates import Rates
 from vqdistill.compiler.supervision import RESERVED as REALLY_RESERVED
 from vqdistill.config import IvfPqConfig
 from vqdistill.errors import BudgetInfeasible, InvalidInput
-from vqdistill.index.reader import open_index
+from vqdistill.index.opening import open_index
 from vqdistill.model import additive, learned
 
 MACHINE = Machine.parse("64 cores, 256GiB, 4 NVMe")

@@ -65,6 +65,7 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             kDsub,
             {{arrays.list_offsets.data(), arrays.packed.data()}},
             {},
+            nullptr,
             {arrays.router.data()},
             {arrays.coarse.data()},
             arrays.mean.data(),
