@@ -37,9 +37,9 @@ class Interleaved:
     """
 
     def __init__(self, offsets: Sequence[I64]) -> None:
-        self.offsets = list(offsets)
-        edges = np.stack(self.offsets)
-        sizes: I64 = (edges[:, 1:] - edges[:, :-1]).T.reshape(-1)
+        self.offsets: I64 = np.stack(offsets)
+        """(sets, nlist + 1)"""
+        sizes: I64 = np.diff(self.offsets).T.reshape(-1)
         ends = np.cumsum(sizes)
         self.starts: I64 = ends - sizes
         """(nlist * sets,) position of the first row of each list in each set"""
@@ -50,8 +50,7 @@ class Interleaved:
         """Sets of positions (b,), and rows within them."""
         at = np.searchsorted(self.starts, positions, side="right") - 1
         lists, sets = np.divmod(at, len(self.offsets))
-        firsts = np.stack(self.offsets)[sets, lists]
-        return sets, firsts + positions - self.starts[at]
+        return sets, self.offsets[sets, lists] + positions - self.starts[at]
 
     def positions(self, number: int, rows: I64) -> I64:
         """Positions of rows (b,) of a set."""
