@@ -217,6 +217,19 @@ def created(ops: FileOps, path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
+def removed_on_failure(ops: FileOps, made: Path, target: Path) -> Iterator[None]:
+    """Remove `made`, which was to become `target`, if a `with` block fails; and say what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        ops.remove_tree(made)
+        raise write_error(target, error) from error
+    except BaseException:
+        ops.remove_tree(made)
+        raise
+
+
+@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn the OSErrors of reading `path` into our exceptions."""
     try:

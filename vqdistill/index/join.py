@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, publish_manifest, temporary_beside, write_segment
+from vqdistill.errors import InvalidInput
+from vqdistill.index.files import FileOps, publish_manifest, removed_on_failure, temporary_beside, write_segment
 from vqdistill.index.manifest import Manifest, read_back
 from vqdistill.index.merge import Merge
 from vqdistill.index.reader import IndexReader
@@ -51,18 +51,12 @@ def merge_indexes(paths: Sequence[str | Path], out: str | Path, *, ops: FileOps 
         readers = [stack.enter_context(IndexReader.open(path)) for path in paths]
         for reader in readers[1:]:
             _require_same(readers[0], reader)
-        try:
+        with removed_on_failure(ops, temporary, out):
             ops.make_dir(temporary)
             manifest = _write(ops, temporary, readers)
             publish_manifest(ops, temporary, manifest)
             ops.rename(temporary, out)
             ops.sync_dir(out.parent)
-        except OSError as error:
-            ops.remove_tree(temporary)
-            raise VqdistillError(f"cannot write {out}: {error.strerror or error}") from error
-        except BaseException:
-            ops.remove_tree(temporary)
-            raise
     return manifest
 
 

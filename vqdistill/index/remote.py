@@ -16,10 +16,10 @@ from vqdistill.index.files import (
     FileOps,
     created,
     read_manifest,
+    removed_on_failure,
     replace_file,
     require_to_make,
     temporary_name,
-    write_error,
 )
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, is_leftover, parse_current
@@ -188,7 +188,7 @@ def fetch_index(url: str, out: str | Path, *, progress: Progress | None = None, 
     url, temporary = url.rstrip("/"), temporary_name(out)
     current, data, manifest = read_remote_manifest(url)
     files = {segment.file: segment.file_bytes for segment in manifest.all_segments}
-    try:
+    with removed_on_failure(ops, temporary, out):
         ops.make_dir(temporary)
         with progress.stage("fetch", sum(files.values()), "B") as stage:
             for name, size in files.items():
@@ -199,12 +199,6 @@ def fetch_index(url: str, out: str | Path, *, progress: Progress | None = None, 
             raise CorruptIndex(f"{url} is damaged: {problems[0]}")
         ops.rename(temporary, out)
         ops.sync_dir(out.absolute().parent)
-    except OSError as error:
-        ops.remove_tree(temporary)
-        raise write_error(out, error) from error
-    except BaseException:
-        ops.remove_tree(temporary)
-        raise
     return manifest
 
 

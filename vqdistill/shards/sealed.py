@@ -11,7 +11,7 @@ from typing import Any
 
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.index.fields import parse_json
-from vqdistill.index.files import FileOps, created, read_small, temporary_name, write_error
+from vqdistill.index.files import FileOps, created, read_small, removed_on_failure, temporary_name
 from vqdistill.objects.store import AnyPath, RemotePath
 
 _DIGEST_BYTES = 16
@@ -43,7 +43,7 @@ def seal(
         If the disk refuses; nothing is left behind.
     """
     temporary = temporary_name(target)
-    try:
+    with removed_on_failure(ops, temporary, target):
         ops.make_dir(temporary)
         record = dict(fill(temporary))
         with created(ops, temporary / name) as fd:
@@ -54,12 +54,6 @@ def seal(
             ops.sync_dir(target.parent)
         else:
             ops.remove_tree(temporary)
-    except OSError as error:
-        ops.remove_tree(temporary)
-        raise write_error(target, error) from error
-    except BaseException:
-        ops.remove_tree(temporary)
-        raise
 
 
 def read_record(folder: Path, name: str) -> tuple[dict[str, Any], str]:

@@ -14,7 +14,7 @@ from vqdistill.compiler.proof import Proof
 from vqdistill.compiler.trained import Trained
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.index.files import FileOps, require_to_make, temporary_name, write_error
+from vqdistill.index.files import FileOps, removed_on_failure, require_to_make, temporary_name
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.runs import RunLog
 from vqdistill.index.sharded import ShardedReader
@@ -75,7 +75,7 @@ def write_split(
         return _require_same(out, identity)
     require_to_make(out)
     place = temporary_name(out) if log.index is None else log.index
-    try:
+    with removed_on_failure(ops, place, out):
         if os.path.lexists(place):  # half an index of a killed process
             ops.remove_tree(place)
         ops.make_dir(place)
@@ -96,12 +96,6 @@ def write_split(
         write_shards(ops, place, shards)
         ops.rename(place, out)
         ops.sync_dir(out.parent)
-    except OSError as error:
-        ops.remove_tree(place)
-        raise write_error(out, error) from error
-    except BaseException:
-        ops.remove_tree(place)
-        raise
     return manifest
 
 
