@@ -13,7 +13,7 @@ SEED ?= 1
 KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
-.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check s3-check fuzz neon sanitize clean
+.PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check s3-check lance-check fuzz neon sanitize clean
 
 demo: build
 	$(BIN)/python bench/demo.py data/debian-sample.h5
@@ -78,6 +78,15 @@ build/ray/installed: constraints.txt
 # Compiles between objects of an S3-compatible store on loopback, in one process and on Ray; installed beside likewise.
 s3-check: build build/ray/installed build/s3/installed
 	PYTHONPATH=$(CURDIR):$(CURDIR)/build/ray:$(CURDIR)/build/s3 $(BIN)/python -m pytest -q tests/objects
+
+# Lance datasets as input, in an object store too, and LanceDB on what is exported; installed beside likewise.
+lance-check: build build/lance/installed build/s3/installed
+	PYTHONPATH=$(CURDIR):$(CURDIR)/build/lance:$(CURDIR)/build/s3 $(BIN)/python -m pytest -q tests/data/test_lance.py \
+	    tests/interchange/test_lance.py tests/objects/test_s3.py -k lance
+
+build/lance/installed: constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt --target build/lance pylance lancedb
+	touch $@
 
 build/s3/installed: constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --target build/s3 s3fs 'moto[server]'

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+import vqdistill as vqd
 from tests.index.support import snapshot
 from tests.objects.s3_server import BUCKET, Store, serving
 from tests.shards.support import compile_whole, write_input
@@ -216,3 +218,20 @@ def test_ray_compiles_between_stores(origin: Path, place: Path, fs: Any) -> None
     run(place, *COMPILE[:-2], "--engine", "ray", "--threads", "2")
     assert objects(fs) == snapshot(origin / "whole") and names(place) == []
     shutil.rmtree(place)
+
+
+def test_a_lance_dataset_is_read_where_it_lies(
+    origin: Path, place: Path, fs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lance = pytest.importorskip("lance", reason="pylance: pip install 'vqdistill[lance]'")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    src = vqd.open_source(origin / "rows")
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(src.take(np.arange(src.n)).ravel()), src.dim)
+    lance.write_dataset(pa.table({"vector": rows}), f"{INPUT}/x.lance")
+    queries = ["--queries", f"{INPUT}/queries.npy"]
+    run(place, "compile", f"{INPUT}/x.lance", "-o", "remote.vqd", *queries, *OPTIONS)
+    run(place, "compile", str(origin / "rows"), "-o", "local.vqd", *queries, *OPTIONS)
+    found, wanted = (vqd.open(place / name).search(src.take(np.arange(50)), 10) for name in ("remote.vqd", "local.vqd"))
+    assert found.ids.tolist() == wanted.ids.tolist()
+    with pytest.raises(InvalidInput, match="no such file or folder"):
+        vqd.open_source(f"{INPUT}/other.lance")

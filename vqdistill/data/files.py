@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from vqdistill.data.containers import Container, NpzContainer, SafetensorsContai
 from vqdistill.data.flat import BINS, READ_ERRORS, VECS, open_bin, open_npy, open_vecs
 from vqdistill.data.hdf5 import Hdf5Container
 from vqdistill.data.ids import Piece
+from vqdistill.data.lance import SUFFIX as LANCE
+from vqdistill.data.lance import LanceContainer, is_dataset, stamp
 from vqdistill.data.parquet import ParquetContainer
 from vqdistill.data.ranges import open_npy_by_ranges
 from vqdistill.data.shards import ShardTable
@@ -20,20 +23,21 @@ from vqdistill.errors import InvalidInput
 from vqdistill.objects.store import AnyPath, RemotePath, find
 from vqdistill.objects.urls import is_url, local_name
 
-_CONTAINERS: dict[str, Callable[[Path], Container]] = {
+_CONTAINERS: dict[str, Callable[[Any], Container]] = {
     ".npz": NpzContainer,
     ".h5": Hdf5Container,
     ".hdf5": Hdf5Container,
+    LANCE: LanceContainer,
     ".parquet": ParquetContainer,
     ".safetensors": SafetensorsContainer,
 }
 _FLAT: dict[str, Callable[[Path], Table]] = {".npy": open_npy}
 _FLAT |= dict.fromkeys(VECS, open_vecs) | dict.fromkeys(BINS, open_bin)
 SUFFIXES = (*_FLAT, *_CONTAINERS)
-"""File name endings that can be read."""
+"""Name endings of files that can be read, and of directories that count as files."""
 CONTAINER_SUFFIXES = tuple(_CONTAINERS)
 """Those of files that hold several named arrays."""
-REMOTE_SUFFIXES = (".npy", ".parquet")
+REMOTE_SUFFIXES = (".npy", LANCE, ".parquet")
 """Those of embeddings that can be read by ranges out of an object store."""
 
 
@@ -85,19 +89,26 @@ def files_of(text: str) -> list[tuple[AnyPath, str | None]]:
         If there is none.
     """
     paths, key = resolve(text)
-    if len(paths) > 1 or paths[0].is_dir():
+    if len(paths) > 1 or not is_one_file(paths[0]):
         paths = _shard_files(paths, text)
     return [(path, key) for path in paths]
 
 
+def is_one_file(path: AnyPath) -> bool:
+    """Whether a path is a file or a dataset, rather than a folder of shards."""
+    return path.is_file() or is_dataset(path)
+
+
 def files_in(path: AnyPath) -> list[AnyPath]:
-    """Return what lies in a folder, in lexicographic order; of a file, itself."""
-    inside: Iterable[AnyPath] = path.iterdir() if path.is_dir() else [path]
+    """Return what lies in a folder, in lexicographic order; of a file or dataset, itself."""
+    inside: Iterable[AnyPath] = [path] if is_one_file(path) else path.iterdir()
     return sorted(inside, key=str)
 
 
 def stamp_of(path: AnyPath) -> tuple[int, int | str]:
-    """Return size and time of change, in ns, of a file; of one in an object store, what tells its content instead."""
+    """Return size and what tells the content of a file or dataset from others: of a local file the time of change."""
+    if is_dataset(path):
+        return stamp(path)
     if isinstance(path, RemotePath):
         return path.size, path.mark
     stat = path.stat()
@@ -130,8 +141,6 @@ def open_container(path: AnyPath) -> Container:
     """
     _check_file(path, CONTAINER_SUFFIXES)
     try:
-        if isinstance(path, RemotePath):
-            return ParquetContainer(path)
         return _CONTAINERS[path.suffix.lower()](path)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror or error}") from None
@@ -181,10 +190,12 @@ def _check_file(path: AnyPath, suffixes: tuple[str, ...]) -> None:
         )
     if path.suffix.lower() not in suffixes:
         raise InvalidInput(f"{path} has an unknown suffix {path.suffix!r}, known are {', '.join(suffixes)}")
-    if not path.is_file():
+    if not is_one_file(path):
         raise InvalidInput(f"{path} is not a file")
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise InvalidInput(f"{path} is empty: it has 0 bytes")
+    if path.suffix.lower() == LANCE and not path.is_dir():
+        raise InvalidInput(f"{path} must be a directory, as every Lance dataset is, got a file")
 
 
 def _open_file(path: AnyPath, key: str | None, prefer: tuple[str, ...]) -> tuple[Table, Container | None]:
@@ -206,9 +217,9 @@ def _shard_files(paths: list[AnyPath], text: str) -> list[AnyPath]:
     """Files of a folder, or those that a glob has found; all of one suffix."""
     if len(paths) == 1:
         paths = [path for path in files_in(paths[0]) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    paths = [path for path in paths if path.is_file()]
+    paths = [path for path in paths if is_one_file(path)]
     if not paths:
-        raise InvalidInput(f"{text} holds no shards, which are files ending in {', '.join(SUFFIXES)}")
+        raise InvalidInput(f"{text} holds no shards, which end in {', '.join(SUFFIXES)}")
     odd = next((path for path in paths if path.suffix != paths[0].suffix), None)
     if odd is not None:
         raise InvalidInput(f"shards must all be of one suffix, got {paths[0].name} and {odd.name} in {text}")

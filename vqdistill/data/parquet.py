@@ -8,29 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.data import arrow
 from vqdistill.data.tables import BlockTable, Table, check_table
-from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.errors import InvalidInput
 from vqdistill.objects.store import READ_BYTES, AnyPath, RemotePath
 
-_BLOCK_BYTES = 4 << 20
 _READ_BYTES = 1 << 20
-_PIECE_ROWS = 65536
-
-
-def require_pyarrow() -> tuple[Any, Any]:
-    """Import pyarrow and pyarrow.parquet.
-
-    Raises
-    ------
-    MissingDependency
-        With the line that installs it.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise MissingDependency("reading .parquet needs pyarrow: pip install 'vqdistill[parquet]'") from None
-    return pyarrow, pyarrow.parquet
 
 
 class ParquetContainer:
@@ -39,39 +22,32 @@ class ParquetContainer:
     metric = None
 
     def __init__(self, path: AnyPath) -> None:
-        arrow, parquet = require_pyarrow()
+        pyarrow = arrow.require_pyarrow(".parquet", "parquet")
+        import pyarrow.parquet as parquet
+
         self.name = str(path)
-        self._types = arrow.types
-        self._failures = (arrow.ArrowException, OSError, ValueError)
+        self._types = pyarrow.types
+        self._failures = (pyarrow.ArrowException, OSError, ValueError)
         try:
             # Otherwise whole column chunks are read at once, and those of a row group of default size can be gigabytes.
             remote = isinstance(path, RemotePath)
             size = READ_BYTES if remote else _READ_BYTES
             self._file = parquet.ParquetFile(path.open("rb") if remote else path, buffer_size=size, pre_buffer=False)
-            fields = list(self._file.schema_arrow)
+            self._schema = self._file.schema_arrow
         except self._failures as error:
-            raise InvalidInput(f"{path} is not a readable Parquet file: {_first_line(error)}") from None
+            raise InvalidInput(f"{path} is not a readable Parquet file: {arrow.first_line(error)}") from None
         self.n = int(self._file.metadata.num_rows)
-        self.shapes: dict[str, tuple[int, ...]] = {
-            field.name: (self.n, 0) if _is_list(arrow.types, field.type) else (self.n,) for field in fields
-        }
+        self.shapes = arrow.column_shapes(self._types, self._schema, self.n)
 
     def table(self, key: str) -> Table:
         """See Container."""
-        kind = self._file.schema_arrow.field(key).type
-        if len(self.shapes[key]) != 2 or not _is_number(self._types, kind.value_type):
-            raise InvalidInput(f"{self.name}:{key} must be a column of lists of numbers, got {kind}")
-        if self.n == 0:
-            raise InvalidInput(f"{self.name} is empty: it has no rows")
+        arrow.require_lists(self._types, self._schema, self.name, key, self.n)
         return _ParquetTable(self, key)
 
     def pieces(self, key: str) -> Iterator[npt.NDArray[Any] | list[Any]]:
         """See Container."""
-        for batch in self.batches(key, 0, _PIECE_ROWS):
-            column = batch.column(0)
-            if column.null_count:
-                raise InvalidInput(f"{self.name}:{key} has {column.null_count} nulls, wanted a value in each row")
-            yield column.to_numpy() if _is_number(self._types, column.type) else column.to_pylist()
+        columns = (batch.column(0) for batch in self.batches(key, 0, arrow.PIECE_ROWS))
+        yield from arrow.values_of(self._types, columns, f"{self.name}:{key}")
 
     def batches(self, key: str, row_group: int, rows: int) -> Iterator[Any]:
         """Yield record batches of column `key` from a row group on, at most `rows` rows each."""
@@ -79,7 +55,7 @@ class ParquetContainer:
         try:
             yield from self._file.iter_batches(batch_size=rows, row_groups=groups, columns=[key])
         except self._failures as error:
-            raise InvalidInput(f"{self.name}:{key} is damaged: {_first_line(error)}") from None
+            raise InvalidInput(f"{self.name}:{key} is damaged: {arrow.first_line(error)}") from None
 
     def group_starts(self) -> npt.NDArray[np.int64]:
         """(row groups + 1,) first row of each row group, and n."""
@@ -99,13 +75,11 @@ class _ParquetTable(BlockTable):
         self._next_row = -1
         self._rest: list[Any] = []
         first = next(container.batches(key, 0, 1)).column(0)
-        self.dim = 0 if first.null_count else len(first[0])
-        if self.dim == 0:
-            raise InvalidInput(f"{self.name} row 0 is null or an empty list")
-        values = self._values(first, 0)
+        self.dim = arrow.width_of(first, self.name)
+        values = arrow.rows_of(first, self.dim, self.name, 0)
         self.dtype = values.dtype.name
         check_table(self.name, (self.n, self.dim), self.dtype)
-        self.granule = max(1, _BLOCK_BYTES // (self.dim * values.dtype.itemsize))
+        self.granule = max(1, arrow.BLOCK_BYTES // (self.dim * values.dtype.itemsize))
 
     def _raw(self, start: int, stop: int) -> npt.NDArray[Any]:
         if start != self._next_row:
@@ -116,7 +90,7 @@ class _ParquetTable(BlockTable):
             if len(column) > stop - row:
                 self._rest.append(column[stop - row :])
                 column = column[: stop - row]
-            parts.append(self._values(column, row))
+            parts.append(arrow.rows_of(column, self.dim, self.name, row))
             row += len(column)
         self._next_row = stop
         return np.concatenate(parts)
@@ -139,27 +113,3 @@ class _ParquetTable(BlockTable):
         if batch is None:
             raise InvalidInput(f"{self.name} is damaged: it ends before its {self.n} rows")
         return batch.column(0)
-
-    def _values(self, column: Any, row: int) -> npt.NDArray[Any]:
-        lengths = np.asarray(column.value_lengths().fill_null(-1).to_numpy(zero_copy_only=False))
-        bad = np.flatnonzero((lengths != self.dim) | np.asarray(column.is_null()))
-        if bad.size:
-            got = "null" if lengths[bad[0]] < 0 or column[int(bad[0])].as_py() is None else f"{lengths[bad[0]]} numbers"
-            raise InvalidInput(f"{self.name} row {row + int(bad[0])} must be a list of {self.dim} numbers, got {got}")
-        flat = column.flatten()
-        if flat.null_count:
-            where = row + int(np.flatnonzero(np.asarray(flat.is_null()))[0]) // self.dim
-            raise InvalidInput(f"{self.name} row {where} holds a null")
-        return np.asarray(flat.to_numpy()).reshape(-1, self.dim)
-
-
-def _is_list(types: Any, kind: Any) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _is_number(types: Any, kind: Any) -> bool:
-    return bool(types.is_integer(kind) or types.is_floating(kind))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

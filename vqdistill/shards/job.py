@@ -14,6 +14,8 @@ from vqdistill.compiler.memory import Sizes
 from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.recipe import Recipe
 from vqdistill.config import DistillConfig
+from vqdistill.data.files import resolve
+from vqdistill.data.lance import SUFFIX, stamp
 from vqdistill.data.sources import TableSource, open_shard, open_source
 from vqdistill.errors import InvalidInput, VqdistillError
 from vqdistill.objects.store import find_one
@@ -32,12 +34,15 @@ class StoredFile:
     path: str
     bytes: int
     digest: str
-    """See `digest_of_file`; of an object, its entity tag where the store gives it one, so that no byte is read."""
+    """See `digest_of_file`; of an object its entity tag if it has one, of a dataset its version: no byte is read."""
 
     @classmethod
     def of(cls, path: str | Path) -> StoredFile:
         """Describe a file as it is now."""
         name = absolute(path)
+        if name.lower().endswith(SUFFIX):
+            (found,) = resolve(name)[0]
+            return cls(name, *stamp(found))
         if not is_url(name):
             return cls(name, os.stat(name).st_size, digest_of_file(name))
         file = find_one(name)

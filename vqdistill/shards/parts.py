@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vqdistill.compiler.trained import Trained
-from vqdistill.data.files import stamp_of
+from vqdistill.data.files import resolve, stamp_of
 from vqdistill.data.sources import row_bytes
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps
 from vqdistill.index.intake import RowIntake
 from vqdistill.index.runs import Run, Runs, checksum
 from vqdistill.kernels.threads import training_threads
-from vqdistill.objects.store import find_one
 from vqdistill.objects.urls import is_url
 from vqdistill.progress import Progress
 from vqdistill.shards.job import PROTOCOL, InputShard, Job, open_job
@@ -151,7 +150,7 @@ def _said(number: int, digest: str, model: str) -> dict[str, Any]:
 def _stamp(shard: InputShard) -> tuple[int | str, ...]:
     """What changes with the file of a shard."""
     if is_url(shard.file.path):
-        return stamp_of(find_one(shard.file.path))
+        return stamp_of(resolve(shard.file.path)[0][0])
     try:
         return os.stat(shard.file.path).st_ino, *stamp_of(Path(shard.file.path))
     except OSError as error:

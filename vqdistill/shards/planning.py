@@ -11,7 +11,7 @@ from typing import Any
 
 from vqdistill.compiler.decide import Wishes
 from vqdistill.compiler.recipe import asked_for, draw_up
-from vqdistill.data.files import files_in, files_of, resolve
+from vqdistill.data.files import files_in, files_of, is_one_file, resolve
 from vqdistill.data.sources import has_column, open_queries, open_source
 from vqdistill.errors import InvalidInput
 from vqdistill.index.files import FileOps, require_to_make
@@ -187,4 +187,4 @@ def _other_files(wishes: Wishes, ids: IdsOfRows | None) -> tuple[StoredFile, ...
     names += [str(wishes.teacher).partition(":")[2]] + ([ids.name] if ids is not None and ids.sidecar else [])
     paths = [path for name in names if name for path in resolve(name)[0]]
     inside = [path for each in paths for path in files_in(each)]
-    return tuple(StoredFile.of(str(path)) for path in inside if path.is_file())
+    return tuple(StoredFile.of(str(path)) for path in inside if is_one_file(path))
