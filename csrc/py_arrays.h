@@ -172,6 +172,7 @@ inline std::size_t require_m(std::size_t m) {
 // What each file adds to the module.
 void bind_engine(py::module_& module);
 void bind_kernels(py::module_& module);
+void bind_parts(py::module_& module);
 void bind_rows(py::module_& module);
 
 }  // namespace vqdistill

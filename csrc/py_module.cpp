@@ -31,5 +31,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("io_uring_available", io_uring_available);
     bind_kernels(module);
     bind_engine(module);
+    bind_parts(module);
     bind_rows(module);
 }

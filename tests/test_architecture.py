@@ -76,7 +76,7 @@ DOORS = {
     "llvmlite": {"bench.verify"},
     "torch": {"distill"},
     "h5py": {"data", "bench"},
-    "lance": {"interchange.lance_dataset"},
+    "lance": {"data.lance", "interchange.lance_dataset"},
     "ray": {"cluster", "shards.ray_engine", "server.ray_serve"},
     "fsspec": {"objects.store"},
     "pyarrow": {"data", "interchange.lance_dataset", "bench.systems.lance_system"},
@@ -142,6 +142,7 @@ DOORS = {
 """The modules or packages through which each library comes in; a library that is not listed does not come in."""
 
 LATE = {
+    ("data", "lance"),
     ("data", "pyarrow"),
     ("objects.store", "fsspec"),
     ("index.reader", "vqdistill.model.ivfpq"),
