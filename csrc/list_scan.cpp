@@ -20,6 +20,8 @@ constexpr std::int64_t kCutAfter = 49152;
 constexpr std::size_t kHitPlaces = 512;
 // Codes of the next list that are fetched early.
 constexpr std::size_t kHeadBytes = 8192;
+// Lists for each visit up to which visits are counted by list rather than sorted.
+constexpr std::size_t kListsAVisit = 8;
 // Blocks a kernel call may take, about a millisecond: so that a call can be ended in time.
 constexpr std::size_t kMaxBlocks = std::size_t{1} << 14;
 
@@ -99,10 +101,7 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
             share_epoch(queries[0], cuts, allow, flat, std::min(threads, paying), limits, scratch);
             continue;
         }
-        if (queries.size > 1)
-            std::sort(visits.begin(), visits.end(), [](const Visit& a, const Visit& b) {
-                return a.list != b.list ? a.list < b.list : a.query < b.query;
-            });
+        if (queries.size > 1) order_by_list(flat ? flat_lists() : index_.nlist, scratch);
         for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
@@ -110,6 +109,24 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
             scan_list(flat, queries, visits.data() + first, nq, cuts, allow, limits, scratch.hits);
         }
     }
+}
+
+// Brings visits, which come query by query, into the order of their lists, and those of a list into that of queries.
+void ListScan::order_by_list(std::size_t lists, Scratch& scratch) const {
+    std::vector<Visit>& visits = scratch.visits;
+    if (visits.size() < lists / kListsAVisit) {
+        std::sort(visits.begin(), visits.end(), [](const Visit& a, const Visit& b) {
+            return a.list != b.list ? a.list < b.list : a.query < b.query;
+        });
+        return;
+    }
+    std::vector<std::uint32_t>& next = scratch.next;
+    next.assign(lists + 1, 0);
+    for (const Visit& visit : visits) ++next[visit.list + 1];
+    for (std::size_t list = 0; list < lists; ++list) next[list + 1] += next[list];
+    scratch.ordered.resize(visits.size());
+    for (const Visit& visit : visits) scratch.ordered[next[visit.list]++] = visit;
+    visits.swap(scratch.ordered);
 }
 
 // Scans the visits of a query's epoch on a few threads. Each takes list after list, so that a slow one delays no other,

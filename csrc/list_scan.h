@@ -49,7 +49,8 @@ public:
         std::vector<ScanHit> hits;
     };
     struct Scratch {
-        std::vector<Visit> visits;
+        std::vector<Visit> visits, ordered;
+        std::vector<std::uint32_t> next;  // place of each list's next visit
         std::vector<ScanHit> hits;
         std::vector<Helper> helpers;
     };
@@ -84,6 +85,7 @@ private:
     // Calls call(rows) for the rows of a list in each set that has some, by rising position.
     template <class Call>
     void for_pieces(std::size_t list, bool flat, Call call) const;
+    void order_by_list(std::size_t lists, Scratch& scratch) const;
     void prefetch_head(std::size_t list, bool flat) const;
     void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
     void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,

@@ -12,9 +12,9 @@ namespace {
 constexpr std::size_t kQueries = 32;
 constexpr std::size_t kScoreBytes = 1 << 20;
 
-constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr std::uint64_t kNoList = std::numeric_limits<std::uint64_t>::max();
 
-// e^x for x <= 0 within 1e-4 of it; 0 below -80. Without branches or calls, so that loops over it use SIMD.
+// e^x for x <= 0 within 1e-4 of it; e^-80 below -80. Without branches or calls, so that loops over it use SIMD.
 float exp_of_negative(float x) {
     const float scaled = std::max(x, -80.0f) * 1.44269504f;  // 2^scaled
     const auto whole = static_cast<std::int32_t>(scaled);    // towards zero: the fraction is in (-1, 0]
@@ -24,7 +24,16 @@ float exp_of_negative(float x) {
     const std::int32_t bits = (whole + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
-    return x < -80.0f ? 0.0f : power * fraction;
+    return power * fraction;
+}
+
+// Rises as the score falls, then with the list: what `better` says of two lists, in one comparison.
+std::uint64_t order_of(float score, std::size_t list) {
+    const float positive_zero = score + 0.0f;
+    std::uint32_t bits;
+    std::memcpy(&bits, &positive_zero, sizeof bits);
+    const std::uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
+    return static_cast<std::uint64_t>(~rising) << 32 | static_cast<std::uint32_t>(list);
 }
 
 }  // namespace
@@ -63,7 +72,7 @@ void Router::route(const float* queries, std::size_t q, const ProbeRule& rule, c
             std::vector<Scored>& chosen = scratch.lists[first + i];
             chosen.clear();
             if (rule.lift > 0.0f)
-                choose_lifted(scores, rule, allow, chosen);
+                choose_lifted(scores, rule, allow, scratch, chosen);
             else
                 choose_best(scores, rule.most, allow, scratch, chosen);
             for (Scored& list : chosen)
@@ -82,10 +91,6 @@ void Router::score_lists(const float* queries, std::size_t q, float* scores) con
             scores[i * index_.nlist + l] = 2.0f * scores[i * index_.nlist + l] + bias_[l];
 }
 
-std::int64_t Router::rows_of(std::size_t list, const AllowView& allow) const {
-    return allow.per_list != nullptr ? allow.per_list[list] : rows_[list];
-}
-
 void Router::choose_best(const float* scores, std::size_t most, const AllowView& allow, Scratch& scratch,
                          std::vector<Scored>& chosen) const {
     scratch.best.reset(most);
@@ -98,14 +103,18 @@ void Router::choose_best(const float* scores, std::size_t most, const AllowView&
 }
 
 // lift(l) = e^((s_l - top) / T) / Z / share_l, where Z = sum_l e^((s_l - top) / T): compared as logarithms.
-void Router::choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow,
+void Router::choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow, Scratch& scratch,
                            std::vector<Scored>& chosen) const {
     const float top = *std::max_element(scores, scores + index_.nlist), inverse = 1.0f / rule.temperature;
+    std::vector<float>& odds = scratch.odds;
+    odds.resize(index_.nlist);
+    float* const odds_of = odds.data();
+    for (std::size_t l = 0; l < index_.nlist; ++l) odds_of[l] = exp_of_negative((scores[l] - top) * inverse);
     float lanes[8] = {};
     std::size_t l = 0;
     for (; l + 8 <= index_.nlist; l += 8)
-        for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += exp_of_negative((scores[l + lane] - top) * inverse);
-    for (; l < index_.nlist; ++l) lanes[0] += exp_of_negative((scores[l] - top) * inverse);
+        for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += odds_of[l + lane];
+    for (; l < index_.nlist; ++l) lanes[0] += odds_of[l];
     float total = 0.0f;
     for (const float lane : lanes) total += lane;
 
@@ -113,16 +122,22 @@ void Router::choose_lifted(const float* scores, const ProbeRule& rule, const All
     for (l = 0; allow.per_list != nullptr && l < index_.nlist; ++l) allowed += allow.per_list[l];
     const double share = allow.per_list == nullptr ? 1.0 : static_cast<double>(allowed) / static_cast<double>(n_);
     const float needed = static_cast<float>(std::log(static_cast<double>(total) * rule.lift * share));
-    Scored best{-kInf, 0, -1};
+    std::vector<std::uint64_t>& orders = scratch.orders;
+    orders.resize(index_.nlist);
+    std::uint64_t best = kNoList;
+    std::size_t count = 0;
+    const std::int64_t* const rows = allow.per_list != nullptr ? allow.per_list : rows_.data();
     for (l = 0; l < index_.nlist; ++l) {
-        if (rows_of(l, allow) == 0) continue;
-        const Scored list{(scores[l] - top) * inverse - log_share_[l], 0, static_cast<std::int64_t>(l)};
-        if (best.id < 0 || better(list, best)) best = list;
-        if (list.score >= needed) chosen.push_back(list);
+        const float lifted = (scores[l] - top) * inverse - log_share_[l];
+        const std::uint64_t order = rows[l] > 0 ? order_of(lifted, l) : kNoList;
+        best = std::min(best, order);
+        orders[count] = order;  // without a branch that a third of the lists would mispredict
+        count += (lifted >= needed) & (rows[l] > 0);
     }
-    if (chosen.empty() && best.id >= 0) chosen.push_back(best);
-    std::sort(chosen.begin(), chosen.end(), better);
-    if (chosen.size() > rule.most) chosen.resize(rule.most);
+    if (count == 0 && best != kNoList) orders[count++] = best;
+    std::sort(orders.begin(), orders.begin() + static_cast<std::ptrdiff_t>(count));
+    chosen.resize(std::min(count, rule.most));
+    for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i].id = static_cast<std::int64_t>(orders[i] & 0xFFFFFFFFu);
 }
 
 }  // namespace vqdistill

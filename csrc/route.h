@@ -28,6 +28,8 @@ public:
     struct Scratch {
         std::vector<float> scores;
         TopR best;
+        std::vector<float> odds;
+        std::vector<std::uint64_t> orders;
         std::vector<std::vector<Scored>> lists;  // of each query, best first: id = list, score = its part of code scores
     };
 
@@ -42,9 +44,8 @@ private:
     void score_lists(const float* queries, std::size_t q, float* scores) const;
     void choose_best(const float* scores, std::size_t most, const AllowView& allow, Scratch& scratch,
                      std::vector<Scored>& chosen) const;
-    void choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow,
+    void choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow, Scratch& scratch,
                        std::vector<Scored>& chosen) const;
-    std::int64_t rows_of(std::size_t list, const AllowView& allow) const;
 
     IndexView index_;
     const Kernels& kernels_;
