@@ -70,7 +70,7 @@ def test_every_row_stands_once_in_list_order(rows: Any, queries: Any, tmp_path: 
         order = reader.rows_of(np.arange(N))
         assert np.array_equal(np.sort(order), np.arange(N))
         assert np.array_equal(reader.dense_rows(np.arange(N)), rows[order])
-        offsets = reader._arrays["list_offsets"]
+        offsets = reader._stored.arrays["list_offsets"]
         lists = np.repeat(np.arange(reader.manifest.nlist), np.diff(offsets))
         assert np.array_equal(reader.model.assign(rows[order]), lists)
 

@@ -109,8 +109,8 @@ def _check(path: Path, sample: Sample) -> None:
         assert np.array_equal(reader.rows_of(positions), order)
         ids = reader.ids_of(positions)
         assert ids.tolist() == (order.tolist() if sample.ids is None else [sample.ids[row] for row in order])
-        assert np.array_equal(unpack_codes(reader._arrays["codes"], n), sample.codes.codes[order])
-        counts = np.diff(reader._arrays["list_offsets"])
+        assert np.array_equal(unpack_codes(reader._stored.arrays["codes"], n), sample.codes.codes[order])
+        counts = np.diff(reader._stored.arrays["list_offsets"])
         assert np.array_equal(counts, np.bincount(sample.codes.lists, minlength=sample.model.nlist))
         if sample.dense != "none":
             assert np.array_equal(reader.dense_rows(positions), _expected_dense(sample))
@@ -127,7 +127,7 @@ def _check(path: Path, sample: Sample) -> None:
         manifest = reader.manifest
         assert (manifest.plan, manifest.search, manifest.report) == (PLAN, sample.search, REPORT)
         assert manifest.index_id == INDEX_ID and manifest.generation == 1
-        assert reader.resident_bytes == sum(array.nbytes for array in reader._arrays.values())
+        assert reader.resident_bytes == sum(array.nbytes for array in reader._stored.arrays.values())
         assert reader.disk_bytes == sum(len(data) for data in snapshot(path).values())
         assert Manifest.parse(manifest.to_bytes(), manifest.file) == manifest
 
@@ -483,7 +483,7 @@ def test_a_space_comes_back_as_it_was(tmp_path: Path) -> None:
         got = reader.model.space
         assert got is not None and plain.model.space is None
         assert np.array_equal(got.forward, space.forward) and np.array_equal(got.inverse, space.inverse)
-        assert "doc_space" not in reader._arrays, "searching holds no space in memory"
+        assert "doc_space" not in reader._stored.arrays, "searching holds no space in memory"
 
 
 @pytest.mark.parametrize("anchors", [False, True])
@@ -505,7 +505,9 @@ def test_what_later_rows_are_coded_by_comes_back(tmp_path: Path, anchors: bool, 
     assert required == (["learned"] if anchors or queries else [])
     with IndexReader.open(tmp_path / "x.vqd") as reader:
         got = reader.model
-        assert not {"anchors", "learn_queries", "learn_scores"} & set(reader._arrays), "searching needs none of it"
+        assert not {"anchors", "learn_queries", "learn_scores"} & set(reader._stored.arrays), (
+            "searching needs none of it"
+        )
         assert np.array_equal(got.anchors, model.anchors) if anchors else got.anchors is None
         assert (got.learned is None) == (learned is None)
         if got.learned is not None and learned is not None:

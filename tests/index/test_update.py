@@ -232,7 +232,7 @@ def test_readers_keep_their_generation(tmp_path: Path) -> None:
     path = tmp_path / "x.vqd"
     wanted = make(path, "int64")
     old, new = vqd.open(path), vqd.open(path)
-    codes = old.reader._arrays["codes"]
+    codes = old.reader._stored.arrays["codes"]
     new.delete(list(wanted)[:9])
     new.compact()
     assert gc(path)["kept_generations"] == 1, "that of `old`; the middle one is open nowhere"
@@ -243,7 +243,7 @@ def test_readers_keep_their_generation(tmp_path: Path) -> None:
     assert old.refresh() and not old.refresh()
     with pytest.raises(InvalidInput, match=r"generation \d of the index, which it filters, got 1; prepare it again"):
         old.search(rows_of(1, 1), k=1, allow=allow)
-    assert old.reader._arrays["router"] is not None and old.reader._arrays["codes"] is not codes
+    assert old.reader._stored.arrays["router"] is not None and old.reader._stored.arrays["codes"] is not codes
     assert gc(path)["kept_generations"] == 0
     check(path, dict(list(wanted.items())[9:]), old)
 
@@ -252,9 +252,9 @@ def test_refresh_shares_what_stays(tmp_path: Path, few_merges: None) -> None:
     path = tmp_path / "x.vqd"
     make(path, "int64")
     searcher = vqd.open(path)
-    before = searcher.reader._arrays
+    before = searcher.reader._stored.arrays
     searcher.add(rows_of(1, 9), new_ids("int64", 0, 9))
-    after = searcher.reader._arrays
+    after = searcher.reader._stored.arrays
     assert all(after[kind] is before[kind] for kind in ("codes", "router", "codewords", "list_offsets"))
 
 

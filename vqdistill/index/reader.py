@@ -17,18 +17,12 @@ import numpy.typing as npt
 from vqdistill._native import Engine, io_uring_available
 from vqdistill.errors import CorruptIndex, InvalidInput
 from vqdistill.index.byte_rows import from_bytes
-from vqdistill.index.checks import check_deleted, check_list_offsets, checksum_problems
-from vqdistill.index.files import (
-    CURRENT,
-    as_bytes,
-    open_segment,
-    read_array,
-    read_manifest,
-    reading,
-)
+from vqdistill.index.checks import check_deleted, check_list_offsets
+from vqdistill.index.files import CURRENT, open_segment, read_manifest, reading
 from vqdistill.index.locks import lock_generation
 from vqdistill.index.lookup import find, wanted_ids
 from vqdistill.index.manifest import Manifest
+from vqdistill.index.model_segments import ModelSegments, load_segment
 from vqdistill.index.rows import Alive, OpenRows, by_set, decode_text
 from vqdistill.index.spec import PAGE, Segment
 from vqdistill.index.verify import verify as problems_in
@@ -73,16 +67,15 @@ class IndexReader:
         self._models = {} if models is None else models
         self.path = path
         self.manifest = manifest
-        self._fds = fds[0]
         held = [
             {
-                kind: known[segment] if known and segment in known else self._load(segment, files[kind])
+                kind: known[segment] if known and segment in known else load_segment(path, segment, files[kind])
                 for kind, segment in segments.items()
                 if segment.resident and kind != "deleted" and (codes or kind != "codes")
             }
             for files, segments in zip(fds, manifest.segments_by_set, strict=True)
         ]
-        self._arrays = held[0]
+        self._stored = ModelSegments(path, manifest, fds[0], held[0])
         self.sets = [
             OpenRows(path, rows, files, arrays) for rows, files, arrays in zip(manifest.sets, fds, held, strict=True)
         ]
@@ -202,49 +195,12 @@ class IndexReader:
         self._require_open()
         model_id = self.manifest.model_id
         if model_id not in self._models:
-            self._models[model_id] = self._load_model()
+            self._models[model_id] = self._stored.load()
         return self._models[model_id]
-
-    def _load_model(self) -> IvfPqModel:
-        # Here, because its encoder loads Numba, which opening and searching must not.
-        from vqdistill.model.ivfpq import IvfPqModel
-        from vqdistill.model.learned import LearnQueries
-        from vqdistill.model.space import Space
-
-        space = None
-        if "doc_space" in self.manifest.segments:
-            try:
-                space = Space.of_forward(self.payload("doc_space"))
-            except InvalidInput as error:
-                raise CorruptIndex(f"{self.manifest.segments['doc_space'].file}: {error}") from None
-        arrays, shape, learned = self._arrays, self.manifest.learned, None
-        if shape is not None and shape.queries:
-            queries = self.payload("learn_queries").astype(np.float32)
-            learned = LearnQueries(queries, self.payload("learn_scores"), shape.codes)
-        return IvfPqModel(
-            metric=self.manifest.metric,
-            residual=self.manifest.residual,
-            mean=arrays["mean"],
-            coarse=self._table("coarse"),
-            router=self.router,
-            rotation=self._rotation,
-            codewords=self._table("codewords"),
-            doc_codewords=self.payload("doc_codewords"),
-            space=space,
-            query_adapter=self.adapter("query"),
-            verify_adapter=self.adapter("verify"),
-            anchors=self.payload("anchors") if shape is not None and shape.anchors else None,
-            learned=learned,
-        )
 
     def adapter(self, stage: str) -> QueryAdapter | None:
         """The adapter of a stage, "query" or "verify"; None if there is none."""
-        arrays = self._adapter_arrays(stage)
-        if arrays is None:
-            return None
-        down, bias, up, rank, unit = arrays
-        down, up = (matrix.astype(np.float32, copy=False) for matrix in (down, up))
-        return QueryAdapter(down=down, bias=bias, up=up, rank=rank, unit=unit)
+        return self._stored.adapter(stage)
 
     def engine(self, io: str = "auto") -> Engine:
         """Return a native engine over the resident arrays and the dense file; it shares their memory.
@@ -264,20 +220,20 @@ class IndexReader:
             raise InvalidInput(f"io must be one of auto, map, pread, uring, got {io!r}")
         if io == "uring" and not io_uring_available():
             raise InvalidInput("io must be one of auto, map, pread where the system denies io_uring, got 'uring'")
-        manifest = self.manifest
+        manifest, stored = self.manifest, self._stored
         return Engine(
             metric="l2" if manifest.metric is Metric.L2 else "ip",
             residual=manifest.residual,
-            router=self._arrays["router"],
-            coarse=self._arrays["coarse"],
-            mean=self._arrays["mean"],
-            rotation=self._rotation,
-            codewords=self._arrays["codewords"],
+            router=stored.arrays["router"],
+            coarse=stored.arrays["coarse"],
+            mean=stored.arrays["mean"],
+            rotation=stored.rotation,
+            codewords=stored.arrays["codewords"],
             dense_offset=PAGE,
             dense_dtype=manifest.dense,
             io=io if manifest.dense != "none" else "auto",
-            query_adapter=self._adapter_arrays("query"),
-            verify_adapter=self._adapter_arrays("verify"),
+            query_adapter=stored.adapter_arrays("query"),
+            verify_adapter=stored.adapter_arrays("verify"),
             **self._rows_for_engine(io),
         )
 
@@ -408,7 +364,7 @@ class IndexReader:
     @property
     def router(self) -> F32Rows:
         """What ranks the lists: (nlist, d) float32."""
-        return self._table("router")
+        return self._stored.table("router")
 
     @property
     def resident_bytes(self) -> int:
@@ -441,22 +397,6 @@ class IndexReader:
     ) -> None:
         self.close()
 
-    @property
-    def _rotation(self) -> F32Rows:
-        return self._arrays.get("rotation", np.empty((0, self.manifest.d), np.float32))
-
-    def _adapter_arrays(self, stage: str) -> tuple[Any, Any, Any, int, bool] | None:
-        """The adapter of a stage as the engine takes it."""
-        if stage not in self.manifest.adapters:
-            return None
-        down, bias, up = (self._arrays[f"{stage}_{part}"] for part in ("down", "bias", "up"))
-        return down, bias, up, self.manifest.adapters[stage].rank, self.manifest.metric is Metric.COSINE
-
-    def _table(self, kind: str) -> F32Rows:
-        """Router, coarse or codewords as float32."""
-        array = self._arrays[kind]
-        return from_bytes(array) if array.dtype == np.uint8 else array.astype(np.float32, copy=False)
-
     def _segment(self, kind: str) -> Segment:
         return self.manifest.segments[kind]
 
@@ -471,22 +411,14 @@ class IndexReader:
     @property
     def _resident(self) -> dict[Segment, npt.NDArray[Any]]:
         """Resident segments, but for `deleted`, which is held inverted."""
-        found = {self.manifest.segments[kind]: array for kind, array in self._arrays.items()}
+        found = {self.manifest.segments[kind]: array for kind, array in self._stored.arrays.items()}
         for rows in self.sets[1:]:
             found |= {rows.segment(kind): array for kind, array in rows.arrays.items()}
         return found
 
     def payload(self, kind: str) -> npt.NDArray[Any]:
         """Read a segment of the model, or of the first set of rows, whole."""
-        return self._load(self._segment(kind), self._fds[kind])
-
-    def _load(self, segment: Segment, fd: int) -> npt.NDArray[Any]:
-        """Read a segment whole; everything but the codes is small enough to be checked on the way."""
-        array = read_array(fd, segment, self.path / segment.file)
-        if segment.kind != "codes":
-            for problem in checksum_problems(segment, as_bytes(array)):
-                raise CorruptIndex(problem)
-        return array
+        return self._stored.payload(kind)
 
     def _load_deleted(self) -> npt.NDArray[np.uint32] | None:
         if not self.manifest.deleted:

@@ -118,7 +118,7 @@ class ShardedReader(IndexReader):
         self.path, self.shards, self.parts = path, shards, list(parts)
         self._mine = mine
         first = parts[0]
-        self._models, self._fds, self._arrays = first._models, first._fds, dict(first._arrays)
+        self._models, self._stored = first._models, first._stored
         self._whole = Interleaved([rows.list_offsets for part in parts for rows in part.sets])
         self._own = [parts[number] for number in mine]
         own = [rows for part in self._own for rows in part.sets]
@@ -235,10 +235,6 @@ class ShardedReader(IndexReader):
             "whole": self.whole_sizes if some else None,
             "alive": None if alive is None else (alive, self.whole_sizes),
         }
-
-    def payload(self, kind: str) -> npt.NDArray[Any]:
-        """As `IndexReader.payload`, of the model."""
-        return self.parts[0].payload(kind)
 
     def _living(self) -> I64:
         """Positions of the rows that are alive."""
