@@ -66,6 +66,7 @@ ABSENT = {
     "compiler.candidates": {"data", "distill", "model", "kernels"},
     "client": {"index", "searcher", "model", "data", "kernels"},
     "server": {"data", "distill", "compiler", "kernels"},
+    "evaluate.work": {"data", "model", "index", "searcher", "compiler", "kernels"},
     "evaluate.metrics": {"data", "model", "index", "searcher", "compiler", "kernels"},
 }
 """Rooms that lie below but that these must not know, although the floors would allow it."""

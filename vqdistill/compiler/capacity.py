@@ -14,6 +14,7 @@ from vqdistill.compiler.plan import CompilePlan
 from vqdistill.compiler.rates import Rates
 from vqdistill.config import Budget, IvfPqConfig, RecallTarget
 from vqdistill.errors import InvalidInput
+from vqdistill.evaluate.work import NS_PER_CODE_BYTE, dense_bytes
 from vqdistill.types import Facts, Metric
 
 RESERVED = 1000
@@ -117,7 +118,7 @@ def capacity(
 
 def run_bytes(d: int, plan: CompilePlan) -> int:
     """Return the bytes of an encoded row before the index is published: codes, dense row, list and number."""
-    return plan.ram_bytes_per_vector + cost.dense_bytes(d, plan.dense) + 12
+    return plan.ram_bytes_per_vector + dense_bytes(d, plan.dense) + 12
 
 
 class _Work:
@@ -262,7 +263,7 @@ class _Work:
         lists = min(round(4 * self.n**0.5), (256 << 20) // (4 * self.d) // 32)
         m = max(2, min(256, self.d // 4, (1 << 30) // self.n) // 2 * 2)
         code = self.rates.encode_ns(self.d, IvfPqConfig(nlist=lists, m=m, codes="pq"), 0.0)
-        scan = cost.NS_PER_CODE_BYTE * 0.25 * self.n * cost.bytes_per_vector(m) * queries
+        scan = NS_PER_CODE_BYTE * 0.25 * self.n * cost.bytes_per_vector(m) * queries
         spent = 1e-9 * (code * self.n + scan + ns * 200 * self.n * self.d)
         how = (
             f"an index: {self.n:,} rows into {lists:,} lists at {code / 1000:,.0f} us, {queries:,} queries over a"
@@ -305,7 +306,7 @@ class _Work:
     def _cached(self, rows: int) -> float:
         """Share of the dense rows of a machine that its page cache holds, in what memory the index leaves."""
         used = OPEN_INDEX * (self.plan.ram_bytes_fixed + self.plan.ram_bytes_per_vector * rows)
-        dense = max(1, rows * cost.dense_bytes(self.d, self.plan.dense))
+        dense = max(1, rows * dense_bytes(self.d, self.plan.dense))
         return float(max(0.0, min(1.0, (MEMORY_SHARE * self.machine.memory_bytes - used) / dense)))
 
 

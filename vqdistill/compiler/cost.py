@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vqdistill.config import KSUB, IvfPqConfig
+from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, search_ns
 from vqdistill.index.spec import Layout
 
-NS_PER_MULTIPLICATION = 0.074
-"""Of routing and look-up tables, for queries in batches."""
-NS_PER_LIST, NS_PER_CODE_BYTE = 270.0, 0.035
-"""Of a list that is visited, and of the codes scanned there; they fit 40 searches of pypi200k, of 32 to 512 lists
-and 12 and 24 bytes a vector, within 21 %."""
-NS_OF_READ, NS_PER_READ_BYTE = 70.0, 0.11
-"""Of a row that is read from the page cache and scored: i8 113 ns, f16 161 ns, f32 224 ns at 384 dimensions."""
 _FEWEST_ROUNDS = 16
 """Perturbations of a row's additive codes, m / 2 if that is more, as `model.additive` has them."""
-_ROW_BYTES = {"f32": (4, 0), "f16": (2, 0), "bf16": (2, 0), "i8": (1, 4)}
-"""Bytes of a dense row: for each dimension, and beyond them."""
 
 
 def codeword_dims(d: int, model: IvfPqConfig) -> int:
@@ -109,7 +101,7 @@ def encode_work(d: int, model: IvfPqConfig, *, terms: float) -> dict[str, float]
 
 
 def query_ns(n: int, d: int, model: IvfPqConfig, dense: str, *, scanned: float, lists: float, reads: float) -> float:
-    """Return the work of one query of a batch, as ns on one core of a Zen 4 machine: what candidates are compared by.
+    """Return the work of one query of a batch, in ns as `evaluate.work` has them: what candidates are compared by.
 
     Parameters
     ----------
@@ -118,16 +110,4 @@ def query_ns(n: int, d: int, model: IvfPqConfig, dense: str, *, scanned: float, 
     reads : rows of `dense` precision that it reads from the page cache
     """
     products = NS_PER_MULTIPLICATION * query_work(n, d, model, nprobe=0).multiplications
-    scan = NS_PER_LIST * lists + NS_PER_CODE_BYTE * scanned * n * bytes_per_vector(model.m)
-    return products + scan + reads * read_ns(d, dense)
-
-
-def read_ns(d: int, dense: str) -> float:
-    """Return the work of reading and scoring one row, as `query_ns`; 0 without dense rows."""
-    return 0.0 if dense == "none" else NS_OF_READ + NS_PER_READ_BYTE * dense_bytes(d, dense)
-
-
-def dense_bytes(d: int, dense: str) -> int:
-    """Return the bytes of a dense row; 0 for "none"."""
-    each, more = _ROW_BYTES.get(dense, (0, 0))
-    return each * d + more
+    return products + search_ns(d, model.m, dense, lists=lists, codes=scanned * n, reads=reads)

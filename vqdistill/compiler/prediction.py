@@ -16,6 +16,7 @@ from vqdistill.compiler.planner import Choice
 from vqdistill.compiler.scaling import Law
 from vqdistill.compiler.trials import Trials
 from vqdistill.config import DistillConfig
+from vqdistill.evaluate.work import NS_PER_CODE_BYTE
 
 _ROUNDS = 10
 """Passes of k-means."""
@@ -169,7 +170,7 @@ def _stages(plan: CompilePlan, shape: Shape, trials: Trials, asked: int, query_n
     of_rows = routes.cpu_s["lists"] / _assignments(size, nlist, 128)
     assigned = _assignments(known, nlist, 256) + _assignments(known, nlist, 128) + n
     held = min(DistillConfig().held_out, asked // 5)
-    scan_s = 1e-9 * cost.NS_PER_CODE_BYTE * n * cost.bytes_per_vector(m) * held
+    scan_s = 1e-9 * NS_PER_CODE_BYTE * n * cost.bytes_per_vector(m) * held
     return {
         "teacher": teacher_s * asked,
         "coordinates": trials.space_s(m) if shape[0] == "additive" else 0.0,

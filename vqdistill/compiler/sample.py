@@ -35,8 +35,9 @@ HALVINGS = 3
 """Halvings of the sample that recall is measured at as well: with 5 % also 2.5, 1.25 and 0.6 %."""
 JUDGES = 1_000
 """Learn queries at most, and a fifth at most, that trials are judged by; none of them teaches one."""
-SPACE_M = 16
-"""Codebooks that the coordinates of codes are chosen with."""
+SPACE_MS = (8, 16, 32)
+"""Codebooks that the coordinates of codes are chosen with, of which codes take the nearest: what serves a few codebooks
+best can lose with many."""
 _JUDGED = 100
 """Rows that a judging query ranks."""
 
@@ -149,10 +150,10 @@ class Sample:
             exclude = np.where(exclude < size, exclude, -1)
         return ExactTeacher(source, self.threads).relevance(self.teach, self.thinned(TERMS_DEPTH, size), exclude)
 
-    @cached_property
-    def space(self) -> Space | None:
-        """Coordinates that additive codes are learned in."""
-        return choose_space(self.judge(self.size), self.teach, SPACE_M, self.seed)[0]
+    @cache  # noqa: B019 - a sample lives as long as its trials
+    def space(self, m: int) -> Space | None:
+        """Coordinates that m additive codebooks are learned in."""
+        return choose_space(self.judge(self.size), self.teach, m, self.seed)[0]
 
     def terms(self, space: Space | None, size: int) -> RowTerms:
         """What teaching queries ask of the codes of the first `size` rows, in the coordinates of `space`."""

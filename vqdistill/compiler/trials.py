@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.compiler.sample import SPACE_M, Sample, first_best
+from vqdistill.compiler.sample import SPACE_MS, Sample, first_best
 from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.distill.held_out import HeldOut
 from vqdistill.distill.routing import DEPTH, calibrate_lift, learn_router
@@ -104,14 +105,16 @@ class Trials:
 
     def space_s(self, m: int) -> float:
         """CPU seconds of choosing coordinates with the codebooks that a compile takes for it."""
-        growth: float = (min(m, MOST_CODEBOOKS) / SPACE_M) ** _SPACE_GROWTH
-        return self.cpu_s["space"] * growth
+        near = nearest_m([each for each in SPACE_MS if _space_name(each) in self.cpu_s], m)
+        growth: float = (min(m, MOST_CODEBOOKS) / near) ** _SPACE_GROWTH
+        return self.cpu_s[_space_name(near)] * growth
 
     @one_library_thread()
     def _codes(self, m: int, codes: str, residual: bool, size: int) -> CodeTrial:
         """Train codebooks on the first rows, and measure what their codes miss."""
         sample, additive, spent = self.sample, codes == "additive", dict[str, float]()
-        coarse, terms, corpus = self._lists(additive, size)
+        space_m = nearest_m(SPACE_MS, m) if additive else None
+        coarse, terms, corpus = self._lists(space_m, size)
         config = IvfPqConfig(nlist=len(coarse.centroids), m=m, codes=codes, seed=sample.seed)
         with _timed(spent, "codebooks"):
             train = train_additive_start if additive else train_start
@@ -120,19 +123,17 @@ class Trials:
             model = serve_rows(model, corpus.x, coarse, terms, config.seed) if additive else model
         with _timed(spent, "encode"):
             coded = Codes(coarse.lists, model.quantize(corpus.x, coarse.lists, terms if additive else None))
-        model = model.in_rows_space(sample.space if additive else None)
+        model = model.in_rows_space(None if space_m is None else sample.space(space_m))
         misses = self._misses(sample.scores(Corpus(model.decode(coded), corpus.metric)), size)
         self.note(f"trial: {m // 2} B/vec of {codes} codes on {size:,} rows in {sum(spent.values()):.1f} CPU s")
         return CodeTrial(m, size, misses, spent)
 
-    def _train_lists(self, additive: bool, size: int) -> tuple[Coarse, RowTerms, Corpus]:
-        """Lists, queries of each row and rows, in the coordinates that codes of a kind are learned in."""
-        sample = self.sample
-        if additive:
-            with _timed(self.cpu_s, "space"):
-                space = sample.space
-        else:
-            space = None
+    def _train_lists(self, space_m: int | None, size: int) -> tuple[Coarse, RowTerms, Corpus]:
+        """Lists, queries of each row and rows, in the coordinates of so many codebooks; None = of product codes."""
+        sample, space = self.sample, None
+        if space_m is not None:
+            with _timed(self.cpu_s, _space_name(space_m)):
+                space = sample.space(space_m)
         x = sample.corpus.x[:size] if space is None else space.docs(sample.corpus.x[:size])
         terms = sample.terms(space, size)
         nlist = max(1, size // _ROWS_PER_LIST)
@@ -174,6 +175,15 @@ class Trials:
         best = first_best(self.sample.exact, self.k)
         found = first_best(self.sample.scores(Corpus(rounded, self.sample.corpus.metric)), self.k)
         return float(1 - (best[:, :, None] == found[:, None, :]).any(axis=2).mean())
+
+
+def nearest_m(known: Sequence[int], m: int) -> int:
+    """Which of some numbers of codebooks is nearest to m, by their ratio."""
+    return min(known, key=lambda each: abs(math.log(each / m)))
+
+
+def _space_name(m: int) -> str:
+    return f"coordinates of {m} codebooks"
 
 
 def _decoded(stored: npt.NDArray[Any], dense: str) -> F32Rows:

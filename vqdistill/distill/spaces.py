@@ -1,4 +1,4 @@
-"""Choice of the coordinates that codes are learned in, by what held-out queries see of their errors."""
+"""Choice of the coordinates that codes are learned in, by what held-out queries miss with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.distill.held_out import HeldOut
+from vqdistill.distill.held_out import TOP, HeldOut
 from vqdistill.kernels import additive
 from vqdistill.model.additive import directions, encode_additive, row_metric
 from vqdistill.model.euclidean import train_euclidean
@@ -17,8 +17,10 @@ from vqdistill.types import F32Rows
 SHARES = (0.1, 0.3)
 """Shares of the query second moment that are tried. With more, recall at 100 falls where queries are like documents;
 encoders with a common mean gain up to 0.5, most of it by 0.1."""
-_DEPTH = 20
-"""Teacher ranks at which errors are looked at: about where candidates are won or lost."""
+_READS = (10, 20, 40, 80)
+"""Candidates among which the teacher's first documents are looked for. Errors of scores would not do:
+among a query's first documents they are no larger than the scores differ, however bad the codes."""
+_QUERIES_AT_ONCE = 256
 MOST_CODEBOOKS = 32
 """Codebooks that each candidate is tried with: more take longer to say the same."""
 _ROWS = 8_192
@@ -30,7 +32,7 @@ _ROUNDS = 6
 def choose_space(
     judge: HeldOut, queries: F32Rows, m: int, seed: int, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[Space | None, dict[str, float]]:
-    """Code a sample of the rows in several spaces, and take the one in which held-out queries err least.
+    """Code a sample of the rows in several spaces, and take the one in which held-out queries miss least.
 
     Parameters
     ----------
@@ -41,30 +43,30 @@ def choose_space(
 
     Returns
     -------
-    The best space, None = the rows' own coordinates; and the score error in each, by name: the standard deviation of
-    <q, x> - <q, what the codes of x stand for> among the documents of a query, around its mean.
+    The best space, None = the rows' own coordinates; and by name what each misses: the share of the teacher's first TOP
+    documents that are not among the best _READS rows of the sample by code.
     """
     spaces: dict[str, Space | None] = {"own": None}
     spaces |= {f"sphering {share}": sphering(queries, share) for share in SHARES}
     spaces["isotropy"] = isotropy(judge.corpus.x)
     rows = _sample(judge, np.random.default_rng([seed, 6]))
-    errors = {}
+    misses = {}
     for name, space in spaces.items():
-        errors[name] = _score_error(judge, rows, space, min(m, MOST_CODEBOOKS), seed)
+        misses[name] = _missed(judge, rows, space, min(m, MOST_CODEBOOKS), seed)
         advance(1)
-    best = min(errors, key=lambda name: errors[name])
-    return spaces[best], errors
+    best = min(misses, key=lambda name: misses[name])
+    return spaces[best], misses
 
 
 def _sample(judge: HeldOut, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """Sorted rows: documents of held-out queries, and others at random, half of each if there are enough."""
-    docs = np.unique(judge.lists.docs[:, :_DEPTH])
+    docs = np.unique(judge.lists.docs[:, :TOP])
     docs = rng.permutation(docs[docs >= 0])[: _ROWS // 2]
     others = rng.permutation(len(judge.corpus.x))[: _ROWS - len(docs)]
     return np.unique(np.concatenate([docs, others]))
 
 
-def _score_error(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | None, m: int, seed: int) -> float:
+def _missed(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | None, m: int, seed: int) -> float:
     x = judge.corpus.x[rows]
     docs = x if space is None else space.docs(x)
     mean = docs.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -72,11 +74,15 @@ def _score_error(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | Non
     codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]), _ROUNDS)
     left = y - additive.decode(encode_additive(y, row_metric(directions(y), None), codewords), codewords)
     left = left if space is None else space.queries(left)
-    wanted = judge.lists.docs[:, :_DEPTH]
-    place = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
-    real = rows[place] == wanted
-    seen = np.where(real, np.einsum("qd,qrd->qr", judge.lists.queries, left[place]), 0)
-    counts = real.sum(axis=1)
-    means = seen.sum(axis=1) / np.maximum(counts, 1)
-    squares = ((seen - means[:, None]) ** 2)[real]
-    return float(np.sqrt(squares.sum() / max(1, (counts - (counts > 0)).sum())))
+    coded, missed, known = x - left, 0.0, 0
+    for first in range(0, len(judge.lists.queries), _QUERIES_AT_ONCE):
+        part = slice(first, first + _QUERIES_AT_ONCE)
+        scores, wanted = judge.lists.queries[part] @ coded.T, judge.lists.docs[part, :TOP]
+        places = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+        real = rows[places] == wanted
+        own = np.take_along_axis(scores, places, axis=1)
+        lasts = [min(reads, len(rows)) - 1 for reads in _READS]
+        bars = -np.partition(-scores, lasts, axis=1)[:, lasts]
+        missed += float((own[:, None, :] < bars[:, :, None]).mean(axis=1)[real].sum())
+        known += int(real.sum())
+    return missed / max(1, known)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from vqdistill.evaluate.interval import Interval, bootstrap_interval
 from vqdistill.evaluate.metrics import recall_at_k
+from vqdistill.evaluate.work import search_ns
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.policy import SearchPolicy
 from vqdistill.searcher import Searcher
@@ -33,8 +34,6 @@ _CONFIDENCES = (
 """Factors of the most rows read, and confidences tried with them."""
 _REFINES = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 40, 80)
 """Rows read, in units of k, where reading cannot stop early."""
-_NS_PER_CODE_BYTE = 0.16
-_NS_PER_ROW = 240.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,27 +79,15 @@ class Trial:
         return float(self.recalls.mean())
 
 
-def work(m: int, codes: float, rows: float) -> float:
-    """Work of a query beyond what no setting changes, in ns of one core of a Zen 4 machine with the rows in memory.
-
-    The coefficients fit 28 settings of debian at 24 bytes a vector within 24 %. They decide between more codes and more
-    rows only; being fixed, they choose the same rungs on every machine.
-
-    Parameters
-    ----------
-    m : codes of a row, of half a byte
-    codes, rows : codes scanned and rows read for the query
-    """
-    return codes * m / 2 * _NS_PER_CODE_BYTE + rows * _NS_PER_ROW
-
-
 def attempt(searcher: Searcher, asked: QuerySet, setting: Setting, k: int, threads: int = 1, seed: int = 0) -> Trial:
     """Search with a setting and count what it finds and does."""
     hits = searcher.search(asked.queries, k, threads=threads, **setting.options)
     recalls = recall_at_k(hits.rows, asked.neighbors, k)
     means = [hits.stats[name] / len(recalls) for name in ("lists_probed", "codes_scanned", "dense_rows")]
     done = dict(zip(("lists", "codes", "rows"), means, strict=True))
-    done["cost"] = work(searcher.reader.manifest.m, done["codes"], done["rows"])
+    index = searcher.reader.manifest
+    spent = {"lists": done["lists"], "codes": done["codes"], "reads": done["rows"]}
+    done["cost"] = search_ns(index.d, index.m, index.dense, **spent)
     return Trial(setting, recalls, bootstrap_interval(recalls, seed), done)
 
 

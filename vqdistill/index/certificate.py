@@ -47,7 +47,7 @@ class Rung:
     pages: float
     """Pages of 4 KiB read for a query that is asked alone."""
     cost: float
-    """Work of a query in the units of `evaluate.ladder.work`; rungs are chosen by it."""
+    """Work of a query in the units of `evaluate.work.search_ns`; rungs are chosen by it."""
 
     @property
     def options(self) -> dict[str, Any]:
