@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,13 +56,13 @@ CALLS = 5
 
 
 def cpu_s(act: Callable[[], Any]) -> float:
-    """Fewest CPU seconds of several calls, of which the first may compile loops; others share caches and cores."""
+    """CPU seconds of a call, the median of several: what it takes among other work, for minutes."""
     spent = []
     for _ in range(CALLS):
         begin = time.process_time()
         act()
         spent.append(time.process_time() - begin)
-    return min(spent)
+    return statistics.median(spent)
 
 
 def shaped(x: F32Rows, d: int) -> F32Rows:
