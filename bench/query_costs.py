@@ -21,9 +21,9 @@ from scipy.optimize import nnls
 import vqdistill as vqd
 from vqdistill.compiler.cost import query_work
 from vqdistill.config import IvfPqConfig
-from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, dense_bytes, search_ns
+from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, NS_PER_QUERY, dense_bytes, search_ns
 
-NAMES = ("a multiplication", "a list", "a byte of codes", "a read", "a byte read")
+NAMES = ("a query", "a multiplication", "a list", "a byte of codes", "a read", "a byte read")
 COVERAGES, REFINES = (0.9, 0.95, 0.98, 0.99), (0, 50, 100, 200, 400)
 QUERIES, REPEATS = 2000, 5
 """Queries of a batch, and how often it is searched, of which the fastest counts."""
@@ -44,8 +44,19 @@ def measured(path: Path, queries: Any) -> list[dict[str, Any]]:
                 float(hits.query_stats[name].mean()) for name in ("lists_probed", "codes_scanned", "dense_rows")
             )
             spent = {"lists": lists, "codes": codes, "reads": reads}
-            thought = NS_PER_MULTIPLICATION * products + search_ns(manifest.d, manifest.m, manifest.dense, **spent)
-            counts = (products, lists, codes * manifest.m / 2, reads, reads * dense_bytes(manifest.d, manifest.dense))
+            thought = (
+                NS_PER_QUERY
+                + NS_PER_MULTIPLICATION * products
+                + search_ns(manifest.d, manifest.m, manifest.dense, **spent)
+            )
+            counts = (
+                1,
+                products,
+                lists,
+                codes * manifest.m / 2,
+                reads,
+                reads * dense_bytes(manifest.d, manifest.dense),
+            )
             settings = {"index": path.stem, "coverage": coverage, "refine": refine}
             found.append(settings | {"counts": counts, "ns": ns, "thought_ns": thought})
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vqdistill.config import KSUB, IvfPqConfig
-from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, search_ns
+from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, NS_PER_QUERY, search_ns
 from vqdistill.index.spec import Layout
 
 _FEWEST_ROUNDS = 16
@@ -110,4 +110,4 @@ def query_ns(n: int, d: int, model: IvfPqConfig, dense: str, *, scanned: float, 
     reads : rows of `dense` precision that it reads from the page cache
     """
     products = NS_PER_MULTIPLICATION * query_work(n, d, model, nprobe=0).multiplications
-    return products + search_ns(d, model.m, dense, lists=lists, codes=scanned * n, reads=reads)
+    return NS_PER_QUERY + products + search_ns(d, model.m, dense, lists=lists, codes=scanned * n, reads=reads)

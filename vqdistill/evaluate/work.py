@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-NS_PER_MULTIPLICATION = 0.1
-"""Of routing and look-up tables, for queries in batches."""
-NS_PER_LIST, NS_PER_CODE_BYTE = 285.0, 0.031
+NS_PER_QUERY, NS_PER_MULTIPLICATION = 20_000.0, 0.04
+"""Of a query of a batch, and of routing and look-up tables."""
+NS_PER_LIST, NS_PER_CODE_BYTE = 230.0, 0.035
 """Of a list that is visited, and of the codes scanned there."""
-NS_OF_READ, NS_PER_READ_BYTE = 263.0, 0.26
+NS_OF_READ, NS_PER_READ_BYTE = 340.0, 0.064
 """Of a row that is read from the page cache and scored."""
-# bench/query_costs.py fits them: 192 ways to search 8 indexes of pypi200k, of 128 and 512 lists and 12 and 24 bytes a
+# bench/query_costs.py fits them: 160 ways to search 8 indexes of pypi200k, of 128 and 512 lists and 12 and 24 bytes a
 # vector, on a virtual machine (Ice Lake, 2.8 GHz), four of five within 18 % and all within 36 %. On a desktop (Zen 4)
 # a row that is read costs a third, and all else about the same.
 _ROW_BYTES = {"f32": (4, 0), "f16": (2, 0), "bf16": (2, 0), "i8": (1, 4)}
