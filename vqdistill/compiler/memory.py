@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -159,3 +160,11 @@ def _between(share: float, plan: CompilePlan) -> Sizes:
     rows = min(plan.facts.n, max(_LEAST["codebook_rows"], _LEAST_ROWS_PER_LIST * plan.model.nlist))
     least = _LEAST | {"train_bytes": max(_MIB, 4 * plan.facts.dim * rows)}
     return Sizes(**{name: round(low * max(1, getattr(LARGEST, name) / low) ** share) for name, low in least.items()})
+
+
+def give_back() -> None:
+    """Give the system what is no longer used: objects that refer to each other, and pages that the allocator keeps."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
