@@ -53,7 +53,7 @@ def test_long_codes_gain_by_the_product_start(monkeypatch: pytest.MonkeyPatch, y
     errors = []
     for product in (False, True):
         forced(monkeypatch, product)
-        errors.append(squared_error(y, train_euclidean(y, m, np.random.default_rng(0))))
+        errors.append(squared_error(y, train_euclidean(y, m, np.random.default_rng(0), 2)))
     assert errors[1] < 0.8 * errors[0]
 
 
