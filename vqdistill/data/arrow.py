@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.data.tables import BlockTable, check_table
 from vqdistill.errors import InvalidInput, MissingDependency
 
-BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 4 << 20
 """Rows that are read at a time."""
 PIECE_ROWS = 65536
 """Values that are read at a time."""
@@ -59,14 +60,6 @@ def values_of(types: Any, columns: Iterable[Any], name: str) -> Iterator[npt.NDA
         yield column.to_numpy(zero_copy_only=False) if _is_number(types, column.type) else column.to_pylist()
 
 
-def width_of(first: Any, name: str) -> int:
-    """Return how many numbers a row has, by a column of the first one; raises InvalidInput if it has none."""
-    dim = 0 if first.null_count else len(first[0])
-    if dim == 0:
-        raise InvalidInput(f"{name} row 0 is null or an empty list")
-    return dim
-
-
 def rows_of(column: Any, dim: int, name: str, row: int) -> npt.NDArray[Any]:
     """Return a column of lists as (rows, dim) numbers.
 
@@ -89,6 +82,32 @@ def rows_of(column: Any, dim: int, name: str, row: int) -> npt.NDArray[Any]:
         where = row + int(np.flatnonzero(np.asarray(flat.is_null()))[0]) // dim
         raise InvalidInput(f"{name} row {where} holds a null")
     return np.asarray(flat.to_numpy()).reshape(-1, dim)
+
+
+class ListTable(BlockTable):
+    """Rows of a column of lists; a child reads them.
+
+    Parameters
+    ----------
+    name, n : of the column, and its rows
+    first : column of the first row
+
+    Raises
+    ------
+    InvalidInput
+        If the first row is null or empty, or its elements are of no type that there is.
+    """
+
+    def __init__(self, name: str, n: int, first: Any) -> None:
+        super().__init__()
+        self.name, self.n = name, n
+        self.dim = 0 if first.null_count else len(first[0])
+        if self.dim == 0:
+            raise InvalidInput(f"{self.name} row 0 is null or an empty list")
+        values = rows_of(first, self.dim, self.name, 0)
+        self.dtype = values.dtype.name
+        check_table(self.name, (self.n, self.dim), self.dtype)
+        self.granule = max(1, _BLOCK_BYTES // (self.dim * values.dtype.itemsize))
 
 
 def first_line(error: BaseException) -> str:

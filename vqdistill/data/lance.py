@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.data import arrow
-from vqdistill.data.tables import BlockTable, Table, check_table
+from vqdistill.data.tables import Table
 from vqdistill.errors import InvalidInput, MissingDependency, VqdistillError
 from vqdistill.objects.store import AnyPath
 
@@ -87,19 +87,12 @@ class LanceContainer:
         return column
 
 
-class _LanceTable(BlockTable):
-    """Rows of a list column."""
+class _LanceTable(arrow.ListTable):
+    """Rows of a list column, asked for as they are needed."""
 
     def __init__(self, container: LanceContainer, key: str) -> None:
-        super().__init__()
-        self.name, self.n = f"{container.name}:{key}", container.n
+        super().__init__(f"{container.name}:{key}", container.n, container.column(key, 0, 1))
         self._container, self._key = container, key
-        first = container.column(key, 0, 1)
-        self.dim = arrow.width_of(first, self.name)
-        values = arrow.rows_of(first, self.dim, self.name, 0)
-        self.dtype = values.dtype.name
-        check_table(self.name, (self.n, self.dim), self.dtype)
-        self.granule = max(1, arrow.BLOCK_BYTES // (self.dim * values.dtype.itemsize))
 
     def _raw(self, start: int, stop: int) -> npt.NDArray[Any]:
         blocks = [

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.data import arrow
-from vqdistill.data.tables import BlockTable, Table, check_table
+from vqdistill.data.tables import Table
 from vqdistill.errors import InvalidInput
 from vqdistill.objects.store import READ_BYTES, AnyPath, RemotePath
 
@@ -64,22 +64,15 @@ class ParquetContainer:
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
 
-class _ParquetTable(BlockTable):
+class _ParquetTable(arrow.ListTable):
     """Rows of a list column. A cursor follows the scan; going back starts again at a row group."""
 
     def __init__(self, container: ParquetContainer, key: str) -> None:
-        super().__init__()
-        self.name, self.n = f"{container.name}:{key}", container.n
+        super().__init__(f"{container.name}:{key}", container.n, next(container.batches(key, 0, 1)).column(0))
         self._container, self._key = container, key
         self._starts = container.group_starts()
         self._next_row = -1
         self._rest: list[Any] = []
-        first = next(container.batches(key, 0, 1)).column(0)
-        self.dim = arrow.width_of(first, self.name)
-        values = arrow.rows_of(first, self.dim, self.name, 0)
-        self.dtype = values.dtype.name
-        check_table(self.name, (self.n, self.dim), self.dtype)
-        self.granule = max(1, arrow.BLOCK_BYTES // (self.dim * values.dtype.itemsize))
 
     def _raw(self, start: int, stop: int) -> npt.NDArray[Any]:
         if start != self._next_row:
