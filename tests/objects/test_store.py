@@ -109,7 +109,7 @@ def test_an_index_is_opened_on_a_disk_only() -> None:
         ("memory://bucket/none/*.npy", "no such file or folder"),
         ("nosuch://bucket/x.npy", "must have a scheme that fsspec knows, such as s3, gs or file, got nosuch"),
         ("memory://bucket/ids.txt", "unknown suffix"),
-        ("memory://bucket/rows.h5", "must end in .npy or .parquet to be read from an object store, got '.h5'"),
+        ("memory://bucket/rows.h5", "must end in .npy, .lance or .parquet to be read from an object store, got '.h5'"),
         ("memory://bucket/fortran.npy", "must be in C order"),
         ("memory://bucket/short.npy", "is truncated"),
         ("memory://bucket/text.npy", "is not a .npy array"),
