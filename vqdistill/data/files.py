@@ -185,8 +185,8 @@ def _find_local(name: str) -> list[AnyPath]:
 def _check_file(path: AnyPath, suffixes: tuple[str, ...]) -> None:
     if isinstance(path, RemotePath) and path.suffix.lower() in SUFFIXES and path.suffix.lower() not in REMOTE_SUFFIXES:
         raise InvalidInput(
-            f"{path} must end in {', '.join(REMOTE_SUFFIXES[:-1])} or {REMOTE_SUFFIXES[-1]} to be read from an object store, got {path.suffix!r}:"
-            " copy it to a disk"
+            f"{path} must end in {', '.join(REMOTE_SUFFIXES[:-1])} or {REMOTE_SUFFIXES[-1]} to be read from an object"
+            f" store, got {path.suffix!r}: copy it to a disk"
         )
     if path.suffix.lower() not in suffixes:
         raise InvalidInput(f"{path} has an unknown suffix {path.suffix!r}, known are {', '.join(suffixes)}")
