@@ -52,7 +52,7 @@ def choose_space(
     rows = _sample(judge, np.random.default_rng([seed, 6]))
     misses = {}
     for name, space in spaces.items():
-        misses[name] = _missed(judge, rows, space, min(m, MOST_CODEBOOKS), seed)
+        misses[name] = _missed(judge, rows, _coded(judge.corpus.x[rows], space, min(m, MOST_CODEBOOKS), seed))
         advance(1)
     best = min(misses, key=lambda name: misses[name])
     return spaces[best], misses
@@ -66,22 +66,26 @@ def _sample(judge: HeldOut, rng: np.random.Generator) -> npt.NDArray[np.int64]:
     return np.unique(np.concatenate([docs, others]))
 
 
-def _missed(judge: HeldOut, rows: npt.NDArray[np.int64], space: Space | None, m: int, seed: int) -> float:
-    x = judge.corpus.x[rows]
+def _coded(x: F32Rows, space: Space | None, m: int, seed: int) -> F32Rows:
+    """What codes make of rows (r, d) in a space, in the rows' own coordinates."""
     docs = x if space is None else space.docs(x)
     mean = docs.mean(axis=0, dtype=np.float64).astype(np.float32)
     y = docs - mean
     codewords = train_euclidean(y, m, np.random.default_rng([seed, 7]), _ROUNDS)
     left = y - additive.decode(encode_additive(y, row_metric(directions(y), None), codewords), codewords)
-    left = left if space is None else space.queries(left)
-    coded, missed, known = x - left, 0.0, 0
+    return np.asarray(x - (left if space is None else space.queries(left)))
+
+
+def _missed(judge: HeldOut, rows: npt.NDArray[np.int64], coded: F32Rows) -> float:
+    """Share of the teacher's first documents among the sorted `rows` (r,) that are not among the best by code."""
+    missed, known = 0.0, 0
+    lasts = [min(reads, len(rows)) - 1 for reads in _READS]
     for first in range(0, len(judge.lists.queries), _QUERIES_AT_ONCE):
         part = slice(first, first + _QUERIES_AT_ONCE)
         scores, wanted = judge.lists.queries[part] @ coded.T, judge.lists.docs[part, :TOP]
         places = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
         real = rows[places] == wanted
         own = np.take_along_axis(scores, places, axis=1)
-        lasts = [min(reads, len(rows)) - 1 for reads in _READS]
         bars = -np.partition(-scores, lasts, axis=1)[:, lasts]
         missed += float((own[:, None, :] < bars[:, :, None]).mean(axis=1)[real].sum())
         known += int(real.sum())

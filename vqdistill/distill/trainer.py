@@ -149,19 +149,7 @@ class Distiller:
             terms = QueryTerms.from_relevance(moved[train], relevance.select(train))
         coarse = self._coarse(corpus, None if terms is None else terms.take(rows), judge)
         lesson = Lesson(corpus, coarse, lists[0], judge, dense_teacher, teacher_temperature)
-        served = None if "codes" in self.config.skip else terms
-        model, codes = self._start(lesson) if self.warm is None else self._go_on(lesson, self.warm, served, rows)
-        if terms is not None:
-            if model.anchors is not None:
-                model = replace(model, list_terms=terms)
-            if model.additive and served is not None and model.terms is None:
-                model, codes = self._serve_queries(model, codes, served, rows, lesson)
-            if "tables" not in self.config.skip:
-                model, codes = self._distil(model, codes, lesson, rng)
-            if "router" not in self.config.skip:
-                model = self._route(model, lesson, rng)
-        elif self.config.enabled:
-            self.report["skipped"] = f"distillation needs at least {FEWEST_QUERIES} queries with documents"
+        model, codes = self._train(lesson, terms, rows, rng)
         model, lesson = model.in_rows_space(space), lesson.in_rows_space(space)
         if dense_teacher:
             model = replace(model, learned=_learned(model, queries, relevance, train))
@@ -184,6 +172,26 @@ class Distiller:
             )
         if self.config.false_negatives is not None and dense_teacher:
             raise InvalidInput("false_negatives needs a teacher of scores or labels: a dense one knows all scores")
+
+    def _train(
+        self, lesson: Lesson, terms: QueryTerms | None, rows: npt.NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[IvfPqModel, Codes]:
+        """Train the start and, with terms of queries, distil it stage by stage."""
+        served = None if "codes" in self.config.skip else terms
+        model, codes = self._start(lesson) if self.warm is None else self._go_on(lesson, self.warm, served, rows)
+        if terms is None:
+            if self.config.enabled:
+                self.report["skipped"] = f"distillation needs at least {FEWEST_QUERIES} queries with documents"
+            return model, codes
+        if model.anchors is not None:
+            model = replace(model, list_terms=terms)
+        if model.additive and served is not None and model.terms is None:
+            model, codes = self._serve_queries(model, codes, served, rows, lesson)
+        if "tables" not in self.config.skip:
+            model, codes = self._distil(model, codes, lesson, rng)
+        if "router" not in self.config.skip:
+            model = self._route(model, lesson, rng)
+        return model, codes
 
     def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> tuple[IvfPqModel, Codes]:
         """Put codebooks in order, and find out how the model is best searched."""
@@ -222,8 +230,8 @@ class Distiller:
             return None
         judge = HeldOut(corpus, self._lists(queries, relevance, held), self.threads)
         with self.progress.stage("coordinates of the codes", len(SHARES) + 2, "spaces") as stage:
-            space, errors = choose_space(judge, queries[train], self.model.m, self.model.seed, stage.advance)
-        self.report["space"] = errors
+            space, misses = choose_space(judge, queries[train], self.model.m, self.model.seed, stage.advance)
+        self.report["space"] = misses
         return space
 
     def _coarse(self, corpus: Corpus, terms: RowTerms | None, judge: HeldOut) -> Coarse:
