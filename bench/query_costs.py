@@ -19,9 +19,9 @@ from measuring import RESULTS, stored
 from scipy.optimize import nnls
 
 import vqdistill as vqd
-from vqdistill.compiler.cost import query_work
+from vqdistill.compiler.cost import query_ns, query_work
 from vqdistill.config import IvfPqConfig
-from vqdistill.evaluate.work import NS_PER_MULTIPLICATION, NS_PER_QUERY, dense_bytes, search_ns
+from vqdistill.evaluate.work import dense_bytes
 
 NAMES = ("a query", "a multiplication", "a list", "a byte of codes", "a read", "a byte read")
 COVERAGES, REFINES = (0.9, 0.95, 0.98, 0.99), (0, 50, 100, 200, 400)
@@ -43,12 +43,8 @@ def measured(path: Path, queries: Any) -> list[dict[str, Any]]:
             lists, codes, reads = (
                 float(hits.query_stats[name].mean()) for name in ("lists_probed", "codes_scanned", "dense_rows")
             )
-            spent = {"lists": lists, "codes": codes, "reads": reads}
-            thought = (
-                NS_PER_QUERY
-                + NS_PER_MULTIPLICATION * products
-                + search_ns(manifest.d, manifest.m, manifest.dense, **spent)
-            )
+            spent = {"scanned": codes / manifest.n, "lists": lists, "reads": reads}
+            thought = query_ns(manifest.n, manifest.d, model, manifest.dense, **spent)
             counts = (
                 1,
                 products,

@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from vqdistill.errors import VqdistillError
+from vqdistill.errors import VqdistillError, first_line
 
 _ANSWER_S = 10.0
 """Within which a cluster takes a connection."""
@@ -45,8 +45,3 @@ def _require_listener(address: str) -> None:
         socket.create_connection((host, int(port)), _ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise VqdistillError(f"Ray cannot be reached at {address}: {error}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -67,3 +67,8 @@ def needed_by(what: str, library: str, *, extra: str) -> Iterator[None]:
         if (error.name or "").split(".")[0] == "vqdistill":
             raise
         raise MissingDependency(f"{what} needs {library}: pip install 'vqdistill[{extra}]'") from None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error of another library says."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

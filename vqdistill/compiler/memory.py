@@ -162,7 +162,7 @@ def _between(share: float, plan: CompilePlan) -> Sizes:
     return Sizes(**{name: round(low * max(1, getattr(LARGEST, name) / low) ** share) for name, low in least.items()})
 
 
-def give_back() -> None:
+def collect_garbage() -> None:
     """Give the system what is no longer used: objects that refer to each other, and pages that the allocator keeps."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc

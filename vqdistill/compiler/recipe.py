@@ -10,7 +10,7 @@ from vqdistill.compiler.decide import Wishes, decide
 from vqdistill.compiler.memory import (
     LARGEST,
     Sizes,
-    give_back,
+    collect_garbage,
     give_back_freed_memory,
     parse_cap,
     require_room_to_prove,
@@ -135,7 +135,7 @@ def draw_up(
     progress.note(decision.explain())
     plan, prediction = decision.plan, decision.prediction
     del decision  # and with it the sample and what trials have trained
-    give_back()
+    collect_garbage()
     sizes = LARGEST
     if build_ram is not None:
         sizes = _capped(build_ram, plan, src, wishes.cores, progress)

@@ -105,7 +105,7 @@ class Trials:
 
     def space_s(self, m: int) -> float:
         """CPU seconds of choosing coordinates with the codebooks that a compile takes for it."""
-        near = nearest_m([each for each in SPACE_MS if _space_name(each) in self.cpu_s], m)
+        near = _nearest_m([each for each in SPACE_MS if _space_name(each) in self.cpu_s], m)
         growth: float = (min(m, MOST_CODEBOOKS) / near) ** _SPACE_GROWTH
         return self.cpu_s[_space_name(near)] * growth
 
@@ -113,7 +113,7 @@ class Trials:
     def _codes(self, m: int, codes: str, residual: bool, size: int) -> CodeTrial:
         """Train codebooks on the first rows, and measure what their codes miss."""
         sample, additive, spent = self.sample, codes == "additive", dict[str, float]()
-        space_m = nearest_m(SPACE_MS, m) if additive else None
+        space_m = _nearest_m(SPACE_MS, m) if additive else None
         coarse, terms, corpus = self._lists(space_m, size)
         config = IvfPqConfig(nlist=len(coarse.centroids), m=m, codes=codes, seed=sample.seed)
         with _timed(spent, "codebooks"):
@@ -177,7 +177,7 @@ class Trials:
         return float(1 - (best[:, :, None] == found[:, None, :]).any(axis=2).mean())
 
 
-def nearest_m(known: Sequence[int], m: int) -> int:
+def _nearest_m(known: Sequence[int], m: int) -> int:
     """Which of some numbers of codebooks is nearest to m, by their ratio."""
     return min(known, key=lambda each: abs(math.log(each / m)))
 

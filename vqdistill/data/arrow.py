@@ -9,27 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.data.tables import BlockTable, check_table
-from vqdistill.errors import InvalidInput, MissingDependency
+from vqdistill.errors import InvalidInput
 
 _BLOCK_BYTES = 4 << 20
 """Rows that are read at a time."""
 PIECE_ROWS = 65536
 """Values that are read at a time."""
-
-
-def require_pyarrow(reading: str, extra: str) -> Any:
-    """Import pyarrow.
-
-    Raises
-    ------
-    MissingDependency
-        With the line that installs it.
-    """
-    try:
-        import pyarrow
-    except ImportError:
-        raise MissingDependency(f"reading {reading} needs pyarrow: pip install 'vqdistill[{extra}]'") from None
-    return pyarrow
 
 
 def column_shapes(types: Any, schema: Any, n: int) -> dict[str, tuple[int, ...]]:
@@ -108,11 +93,6 @@ class ListTable(BlockTable):
         self.dtype = values.dtype.name
         check_table(self.name, (self.n, self.dim), self.dtype)
         self.granule = max(1, _BLOCK_BYTES // (self.dim * values.dtype.itemsize))
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what a library says."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _is_list(types: Any, kind: Any) -> bool:

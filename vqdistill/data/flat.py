@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.data.tables import ArrayTable, IntRows, check_table, map_array
-from vqdistill.errors import InvalidInput
+from vqdistill.errors import InvalidInput, first_line
 from vqdistill.objects.store import AnyPath
 from vqdistill.types import F32Rows
 
@@ -53,7 +53,7 @@ def read_npy_header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], bool
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(stream)
     except Exception as error:  # the parser lets several kinds through: EOFError, SyntaxError, RecursionError, ...
-        raise InvalidInput(f"{name} is not a .npy array: {_first_line(error)}") from None
+        raise InvalidInput(f"{name} is not a .npy array: {first_line(error)}") from None
     if dtype.hasobject:
         raise InvalidInput(f"{name} holds Python objects, which are never loaded; store numbers of one type")
     return shape, fortran, dtype
@@ -119,7 +119,3 @@ def _head(path: Path, size: int) -> bytes:
     if len(head) < size:
         raise InvalidInput(f"{path} is truncated: wanted a header of {size} bytes, got {len(head)}")
     return head
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from vqdistill.data import arrow
 from vqdistill.data.tables import Table
-from vqdistill.errors import InvalidInput, MissingDependency, VqdistillError
+from vqdistill.errors import InvalidInput, VqdistillError, first_line, needed_by
 from vqdistill.objects.store import AnyPath
 
 SUFFIX = ".lance"
@@ -57,8 +57,10 @@ class LanceContainer:
 
     def __init__(self, path: AnyPath) -> None:
         self.name = str(path)
-        self._types = arrow.require_pyarrow(SUFFIX, "lance").types
         self._dataset = _open(path)
+        import pyarrow.types  # which Lance brings
+
+        self._types = pyarrow.types
         with _reading(self.name):
             self._schema = self._dataset.schema
             self.n = int(self._dataset.count_rows())
@@ -103,10 +105,8 @@ class _LanceTable(arrow.ListTable):
 
 
 def _open(path: AnyPath) -> Any:
-    try:
+    with needed_by(f"reading {SUFFIX}", "pylance", extra="lance"):
         import lance
-    except ImportError:
-        raise MissingDependency(f"reading {SUFFIX} needs pylance: pip install 'vqdistill[lance]'") from None
     with _reading(str(path)):
         return lance.dataset(str(path))
 
@@ -121,4 +121,4 @@ def _reading(name: str) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InvalidInput(f"{name} cannot be read by Lance: {arrow.first_line(error)}") from None
+        raise InvalidInput(f"{name} cannot be read by Lance: {first_line(error)}") from None

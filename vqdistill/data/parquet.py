@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from vqdistill.data import arrow
 from vqdistill.data.tables import Table
-from vqdistill.errors import InvalidInput
+from vqdistill.errors import InvalidInput, first_line, needed_by
 from vqdistill.objects.store import READ_BYTES, AnyPath, RemotePath
 
 _READ_BYTES = 1 << 20
@@ -22,9 +22,9 @@ class ParquetContainer:
     metric = None
 
     def __init__(self, path: AnyPath) -> None:
-        pyarrow = arrow.require_pyarrow(".parquet", "parquet")
-        import pyarrow.parquet as parquet
-
+        with needed_by("reading .parquet", "pyarrow", extra="parquet"):
+            import pyarrow
+            import pyarrow.parquet as parquet
         self.name = str(path)
         self._types = pyarrow.types
         self._failures = (pyarrow.ArrowException, OSError, ValueError)
@@ -35,7 +35,7 @@ class ParquetContainer:
             self._file = parquet.ParquetFile(path.open("rb") if remote else path, buffer_size=size, pre_buffer=False)
             self._schema = self._file.schema_arrow
         except self._failures as error:
-            raise InvalidInput(f"{path} is not a readable Parquet file: {arrow.first_line(error)}") from None
+            raise InvalidInput(f"{path} is not a readable Parquet file: {first_line(error)}") from None
         self.n = int(self._file.metadata.num_rows)
         self.shapes = arrow.column_shapes(self._types, self._schema, self.n)
 
@@ -55,7 +55,7 @@ class ParquetContainer:
         try:
             yield from self._file.iter_batches(batch_size=rows, row_groups=groups, columns=[key])
         except self._failures as error:
-            raise InvalidInput(f"{self.name}:{key} is damaged: {arrow.first_line(error)}") from None
+            raise InvalidInput(f"{self.name}:{key} is damaged: {first_line(error)}") from None
 
     def group_starts(self) -> npt.NDArray[np.int64]:
         """(row groups + 1,) first row of each row group, and n."""

@@ -21,8 +21,8 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from vqdistill.cluster import cluster, first_line
-from vqdistill.errors import InvalidInput, VqdistillError
+from vqdistill.cluster import cluster
+from vqdistill.errors import InvalidInput, VqdistillError, first_line
 from vqdistill.index.shardset import is_sharded, read_shards
 from vqdistill.server.config import FleetConfig, ServerConfig
 from vqdistill.server.fleet import FleetSearcher

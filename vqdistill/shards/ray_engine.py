@@ -12,13 +12,13 @@ from typing import Any
 
 import ray
 
-from vqdistill.cluster import cluster, first_line
+from vqdistill.cluster import cluster
 from vqdistill.compiler.trained import Trained
 from vqdistill.compiler.work import discard, left_over, require_free, require_same, work_path
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.data.teacher import ExactSearch, SearchTeacher
-from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError
+from vqdistill.errors import BudgetInfeasible, InvalidInput, VqdistillError, first_line
 from vqdistill.index.files import FileOps
 from vqdistill.index.locks import lock_writer
 from vqdistill.index.remote import Destination
