@@ -54,6 +54,8 @@ class Trial:
 
     def __init__(self, x: np.ndarray) -> None:
         self.x, self.rng = x, np.random.default_rng(0)
+        # Scaled once more, as what is added is: it can change the last bit.
+        self.stored_rows = vqd.open_source(x, metric="cosine").take(np.arange(len(x))).astype(np.float16)
         self.folder = Path(tempfile.mkdtemp(prefix="live-crash-"))
         self.path, self.other, self.out = (self.folder / f"{name}.vqd" for name in ("index", "other", "merged"))
         ids = [f"doc {row}" for row in range(COMPILED)]
@@ -98,8 +100,7 @@ class Trial:
             return name, lambda: (vqd.open(self.path).delete(gone), None)[1], after
         rows = self.rng.choice(len(self.x), BATCH, replace=False)
         ids = [f"doc {row}" for row in rows.tolist()]
-        stored_rows = self.x[rows].astype(np.float16)
-        after = self.state | {key: row.tobytes() for key, row in zip(ids, stored_rows, strict=True)}
+        after = self.state | {key: row.tobytes() for key, row in zip(ids, self.stored_rows[rows], strict=True)}
         return name, lambda: (vqd.open(self.path).upsert(self.x[rows], ids), None)[1], after
 
     def check(self, name: str, after: State, killed: bool, acknowledged: bool) -> None:
