@@ -1,9 +1,11 @@
-// Codes of the Python module: packing, the search for additive codes, and single kernels for the tests.
+// Codes of the Python module: packing, the search for additive codes, ranks of new rows, and single kernels for the tests.
 #include <algorithm>
+#include <limits>
 
 #include "additive.h"
 #include "pack.h"
 #include "py_arrays.h"
+#include "ranking.h"
 
 namespace vqdistill {
 namespace {
@@ -136,6 +138,56 @@ py::array_t<std::uint8_t> py_encode_additive(const std::string& level, const py:
     return out;
 }
 
+// Offsets (cells + 1,) that rise from 0 to `end`.
+void require_rising(const char* name, const Array<std::int64_t>& offsets, std::size_t end) {
+    const std::int64_t* const begin = offsets.data();
+    const std::size_t count = offsets.size(0);
+    if (count == 0 || begin[0] != 0 || begin[count - 1] != static_cast<std::int64_t>(end) ||
+        !std::is_sorted(begin, begin + count))
+        refuse(name, "rising from 0 to " + number(end), "others");
+}
+
+template <class Number>
+void require_below(const char* name, const Array<Number>& numbers, std::size_t end) {
+    const Number* const values = numbers.data();
+    if (std::any_of(values, values + numbers.size(0),
+                    [end](Number value) { return value < 0 || static_cast<std::size_t>(value) >= end; }))
+        refuse(name, "numbers below " + number(end), "others");
+}
+
+py::tuple py_best_ranks(const std::string& level, const py::object& x, const py::object& order,
+                        const py::object& starts, const py::object& offsets, const py::object& members,
+                        const py::object& queries, const py::object& scores, py::ssize_t most, py::ssize_t threads) {
+    const Array<float> rows(x, "x", "(n, d) float32", {kAny, kAny});
+    const Array<std::int64_t> by_cell(order, "order", "(n,) int64", {rows.array().shape(0)});
+    const Array<std::int64_t> of_members(offsets, "offsets", "(cells + 1,) int64", {kAny});
+    const Array<std::int64_t> of_rows(starts, "starts", "(cells + 1,) int64", {of_members.array().shape(0)});
+    const Array<std::int32_t> tried(members, "members", "(nnz,) int32", {kAny});
+    const Array<float> query(queries, "queries", "(q, d) float32", {kAny, rows.array().shape(1)});
+    const Array<float> ranked(scores, "scores", "(q, r) float32", {query.array().shape(0), kAny});
+    require_rising("starts", of_rows, rows.size(0));
+    require_rising("offsets", of_members, tried.size(0));
+    require_below("order", by_cell, rows.size(0));
+    require_below("members", tried, query.size(0));
+    const std::size_t depth = in_range("r", ranked.array().shape(1), 1, PY_SSIZE_T_MAX);
+    const std::size_t kept = in_range("most", most, 1, 1 << 20), workers = in_range("threads", threads, 1, 1024);
+    py::array_t<std::int32_t> lists = empty<std::int32_t>({rows.size(0), kept});
+    py::array_t<std::int32_t> ranks = empty<std::int32_t>({rows.size(0), kept});
+    std::int32_t* const found = lists.mutable_data();
+    std::int32_t* const places = ranks.mutable_data();
+    const Kernels& kernels = find_kernels(level);
+    {
+        const py::gil_scoped_release release;
+        std::fill_n(found, rows.size(0) * kept, -1);
+        std::fill_n(places, rows.size(0) * kept, std::numeric_limits<std::int32_t>::max());
+        best_ranks(kernels,
+                   {query.data(), query.size(1), ranked.data(), depth, of_members.data(), tried.data(),
+                    of_members.size(0) - 1},
+                   {rows.data(), by_cell.data(), of_rows.data()}, kept, workers, found, places);
+    }
+    return py::make_tuple(lists, ranks);
+}
+
 py::array_t<float> py_gemm_nt(const std::string& level, const py::object& a, const py::object& b) {
     const Array<float> x(a, "a", "(na, d) float32", {kAny, kAny});
     const Array<float> y(b, "b", "(nb, d) float32", {kAny, x.array().shape(1)});
@@ -189,6 +241,8 @@ void bind_kernels(py::module_& module) {
     module.def("encode_additive", py_encode_additive, arg("level"), arg("y"), arg("x"), arg("eta"), arg("lists"),
                arg("weights"), arg("queries"), arg("codewords"), arg("codes") = py::none(), py::kw_only(),
                arg("sweeps"), arg("rounds"), arg("threads"));
+    module.def("best_ranks", py_best_ranks, arg("level"), arg("x"), arg("order"), arg("starts"), arg("offsets"),
+               arg("members"), arg("queries"), arg("scores"), py::kw_only(), arg("most"), arg("threads"));
     module.def("gemm_nt", py_gemm_nt, arg("level"), arg("a"), arg("b"));
     module.def("gemm_nt_f16", py_gemm_nt_f16, arg("level"), arg("a"), arg("b"));
     module.def("gemm_nt_i8", py_gemm_nt_i8, arg("level"), arg("a"), arg("b"));

@@ -120,6 +120,39 @@ def encode_additive(
     (n, m) uint8
     """
 
+def best_ranks(
+    level: str,
+    x: _F32,
+    order: _I64,
+    starts: _I64,
+    offsets: _I64,
+    members: npt.NDArray[np.int32],
+    queries: _F32,
+    scores: _F32,
+    *,
+    most: int,
+    threads: int,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Rank rows among what queries rank already, as `vqdistill.kernels.ranking.best_ranks` has it.
+
+    Parameters
+    ----------
+    level : one of `available_levels()`
+    x : (n, d) float32
+    order : (n,) int64, rows in an order in which those of a cell follow each other
+    starts : (cells + 1,) int64, rising from 0 to n: rows of cell c are order[starts[c] : starts[c + 1]]
+    offsets : (cells + 1,) int64, rising from 0 to nnz: queries tried for them are members[offsets[c] : offsets[c + 1]]
+    members : (nnz,) int32 in 0..q - 1
+    queries : (q, d) float32
+    scores : (q, r) float32, falling; r at least 1
+    most : 1..2^20
+    threads : 1..1024
+
+    Returns
+    -------
+    lists, ranks : (n, most) int32
+    """
+
 def gemm_nt(level: str, a: _F32, b: _F32) -> _F32:
     """Return a (na, d) @ b (nb, d).T; for tests."""
 

@@ -16,6 +16,8 @@ from vqdistill.errors import InvalidInput
 F32Rows = npt.NDArray[np.float32]
 """(b, d) float32, C-contiguous."""
 F64 = npt.NDArray[np.float64]
+_ROWS_AT_ONCE = 2048
+"""Rows that are scaled at once: what is in between stays in the cache."""
 
 
 class Metric(str, Enum):
@@ -190,7 +192,11 @@ def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
     if not norms.all():
         zero = int(np.flatnonzero(norms == 0)[0])
         raise InvalidInput(f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine")
-    return np.asarray(rows / norms[:, None], dtype=np.float32)
+    out = np.empty(rows.shape, np.float32)
+    for at in range(0, len(rows), _ROWS_AT_ONCE):  # the quotients are float64 at first
+        part = slice(at, at + _ROWS_AT_ONCE)
+        out[part] = rows[part] / norms[part, None]
+    return out
 
 
 def _shape_of(x: Any) -> str:

@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from vqdistill.config import IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.distill.terms import QueryTerms
 from vqdistill.kernels import additive as kernels
-from vqdistill.kernels.ranking import NOT_RANKED, best_ranks
+from vqdistill.kernels.ranking import NOT_RANKED
 from vqdistill.model import learned as module
 from vqdistill.model.codebooks import train_additive_start, train_query_coarse
 from vqdistill.model.ivfpq import IvfPqModel
@@ -33,33 +31,6 @@ def taught(queries: F32Rows, x: F32Rows, depth: int) -> Relevance:
     scores = queries @ x.T
     best = np.argsort(-scores, axis=1, kind="stable")[:, :depth]
     return Relevance.from_lists(list(best), list(np.take_along_axis(scores, best, axis=1)))
-
-
-@given(
-    seed=st.integers(0, 2**32),
-    b=st.integers(0, 9),
-    q=st.integers(1, 12),
-    cells=st.integers(1, 3),
-    depth=st.integers(1, 5),
-    most=st.integers(1, 4),
-)
-@settings(max_examples=60, deadline=None)
-def test_ranks_against_a_loop(seed: int, b: int, q: int, cells: int, depth: int, most: int) -> None:
-    rng = np.random.default_rng(seed)
-    x, queries = (rng.integers(-2, 3, (n, 3)).astype(np.float32) for n in (b, q))
-    scores = -np.sort(-rng.integers(-6, 7, (q, depth)).astype(np.float32), axis=1)
-    where = rng.integers(0, cells, b).astype(np.int32)
-    members = [np.flatnonzero(rng.random(q) < 0.7).astype(np.int32) for _ in range(cells)]
-    offsets = np.cumsum([0, *map(len, members)])
-    lists, ranks = best_ranks(x, where, offsets, np.concatenate(members), queries, scores, most)
-    for i in range(b):
-        found = sorted(
-            (int((scores[query] > queries[query] @ x[i]).sum()), int(query))
-            for query in members[where[i]]
-            if queries[query] @ x[i] > scores[query, -1]
-        )[:most]
-        padded = found + [(int(NOT_RANKED), -1)] * (most - len(found))
-        assert list(zip(ranks[i].tolist(), lists[i].tolist(), strict=True)) == padded
 
 
 def test_scores_of_a_query_end_in_the_lowest_float() -> None:

@@ -10,6 +10,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from vqdistill.kernels.additive import LOOSE, dot
+
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
@@ -151,23 +153,63 @@ def list_sums(x: F32, lists: I32, nlist: int) -> tuple[npt.NDArray[np.float64], 
     return sums, counts
 
 
-@nb.njit(parallel=True, nogil=True, cache=True)
-def _add_weighted(lists: I32, weights: F32, vectors: F32, out: F32) -> None:
-    for i in nb.prange(out.shape[0]):
+@nb.njit(inline="always")
+def _scale_to_unit(row: F32) -> None:
+    norm = np.sqrt(dot(row, row))
+    if norm > 0:
+        for t in range(row.shape[0]):
+            row[t] /= norm
+
+
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
+def _directions(x: F32, origin: F32, out: F32) -> None:
+    for i in nb.prange(x.shape[0]):
+        for t in range(x.shape[1]):
+            out[i, t] = x[i, t] - origin[t]
+        _scale_to_unit(out[i])
+
+
+def directions(x: F32, origin: F32) -> F32:
+    """Directions of rows x (n, d) float32, seen from `origin` (d,): (n, d) float32 unit rows; itself it is zero."""
+    out = np.empty(x.shape, np.float32)
+    _directions(x, origin, out)
+    return out
+
+
+@nb.njit(parallel=True, nogil=True, cache=True, fastmath=LOOSE)
+def _pulled(own: F32, lists: I32, weights: F32, vectors: F32, shrink: np.float32, out: F32) -> None:
+    for i in nb.prange(own.shape[0]):
+        pull = out[i]
+        pull[:] = 0
+        total = shrink
         for r in range(lists.shape[1]):
+            total += weights[i, r]
             if lists[i, r] >= 0:
-                weight = weights[i, r]
-                vector = vectors[lists[i, r]]
-                for t in range(out.shape[1]):
-                    out[i, t] += weight * vector[t]
+                weight, vector = weights[i, r], vectors[lists[i, r]]
+                for t in range(pull.shape[0]):
+                    pull[t] += weight * vector[t]
+        for t in range(pull.shape[0]):
+            pull[t] = own[i, t] + pull[t] / total
+        _scale_to_unit(pull)
 
 
-def add_weighted(lists: I32, weights: F32, vectors: F32, out: F32) -> None:
-    """Add to each row of `out` (b, d) float32 the vectors (v, d) of its list (b, r) int32, by weights (b, r) float32.
+def pulled(own: F32, lists: I32, weights: F32, vectors: F32, shrink: float) -> F32:
+    """Directions of rows that vectors pull at: of own[i] + sum_r weights[i, r] vectors[lists[i, r]] / (shrink + sum_r
+    weights[i, r]).
 
-    Entries below 0 are passed over.
+    Parameters
+    ----------
+    own : (b, d) float32
+    lists, weights : (b, r) int32 and float32 of the vectors (v, d) float32; entries of lists below 0 pull nowhere
+    shrink : above 0
+
+    Returns
+    -------
+    (b, d) float32 unit rows; a sum that is zero stays zero
     """
-    _add_weighted(lists, weights, vectors, out)
+    out = np.empty(own.shape, np.float32)
+    _pulled(own, lists, weights, vectors, np.float32(shrink), out)
+    return out
 
 
 @nb.njit(nogil=True, cache=True)

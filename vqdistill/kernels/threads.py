@@ -54,5 +54,9 @@ def matmul_t(
 def for_tiles(n: int, work: Callable[[slice], object]) -> None:
     """Call `work` with tiles of rows 0..n, in Numba's number of threads; the tiles do not depend on it."""
     starts = range(0, n, _TILE_ROWS)
-    with ThreadPoolExecutor(min(numba.get_num_threads(), max(1, len(starts)))) as pool:
+    if len(starts) <= 1:
+        if n:
+            work(slice(0, _TILE_ROWS))
+        return
+    with ThreadPoolExecutor(min(numba.get_num_threads(), len(starts))) as pool:
         list(pool.map(lambda at: work(slice(at, at + _TILE_ROWS)), starts))

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.config import KSUB
-from vqdistill.kernels import additive
+from vqdistill.kernels import additive, jit
 from vqdistill.kernels.additive import RowMetric
 from vqdistill.types import F64, F32Rows
 
@@ -75,13 +75,12 @@ def own_directions(x: F32Rows, mean: F32Rows) -> F32Rows:
 
     A common mean, which some encoders have, is no direction of a row's own: kept in, it would claim most of every code.
     """
-    return directions(x - mean)
+    return jit.directions(x, mean)
 
 
 def directions(x: F32Rows) -> F32Rows:
     """Rows scaled to unit norm; zero rows stay zero."""
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.where(norms > 0, norms, 1), dtype=np.float32)
+    return jit.directions(x, np.zeros(x.shape[1], np.float32))
 
 
 def fit_metric(y: F32Rows, metric: RowMetric, codewords: F32Rows, rounds: int = METRIC_ROUNDS) -> F32Rows:

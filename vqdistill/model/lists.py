@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vqdistill.kernels import jit
-from vqdistill.model.additive import RowTerms, directions, own_directions
+from vqdistill.model.additive import RowTerms, own_directions
 from vqdistill.model.kmeans import kmeans, nearest
 from vqdistill.types import F32Rows
 
@@ -34,10 +34,7 @@ def signatures(own: F32Rows, terms: RowTerms | None) -> F32Rows:
     """
     if terms is None:
         return own
-    pull = np.zeros_like(own)
-    jit.add_weighted(terms.lists, terms.weights, terms.queries, pull)
-    trust = terms.weights.sum(axis=1, keepdims=True) + np.float32(_SHRINK * own.shape[1])
-    return directions(own + pull / trust)
+    return jit.pulled(own, terms.lists, terms.weights, terms.queries, _SHRINK * own.shape[1])
 
 
 def train_anchors(
