@@ -36,6 +36,7 @@ class OpenRows:
     ) -> None:
         self.rows, self.fds, self.arrays = rows, fds, arrays
         self._directory = directory
+        self._paths: dict[str, Path] = {}
         self._maps: dict[str, I64 | None] = {}
 
     @property
@@ -60,7 +61,10 @@ class OpenRows:
 
     def path(self, kind: str) -> Path:
         """File of a segment."""
-        return self._directory / self.segment(kind).file
+        found = self._paths.get(kind)
+        if found is None:  # joined once: a look-up of one id names three files, and would spend a third on that
+            found = self._paths[kind] = self._directory / self.segment(kind).file
+        return found
 
     def read(self, kind: str, rows: I64) -> npt.NDArray[np.uint8]:
         """Read the bytes of rows (b,), in any order, as (b, row_bytes) uint8."""
