@@ -25,8 +25,10 @@ from tests.index.support import (
 )
 from vqdistill.errors import CorruptIndex, FormatTooNew, FormatTooOld, InvalidInput, VqdistillError
 from vqdistill.index.files import open_segment, read_manifest
+from vqdistill.index.gc import gc
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.spec import MANIFEST_MAX_BYTES, PAGE, pack_header
+from vqdistill.index.update import IndexUpdater
 from vqdistill.index.verify import verify
 
 REFUSALS = (CorruptIndex, FormatTooNew, FormatTooOld)
@@ -206,12 +208,12 @@ def test_symbolic_links_are_fine(index: Path, tmp_path: Path) -> None:
     IndexReader.open(tmp_path / "link.vqd", "full").close()
 
 
-@pytest.mark.parametrize("make", [lambda path: None, Path.touch])
-def test_no_directory(tmp_path: Path, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(("make", "found"), [(lambda path: None, "nothing"), (Path.touch, "a file")])
+def test_no_directory(tmp_path: Path, make: Callable[[Path], None], found: str) -> None:
     make(tmp_path / "x.vqd")
-    for read in (IndexReader.open, verify):
-        with pytest.raises(InvalidInput, match="index must be a directory made by vqdistill, got"):
-            read(tmp_path / "x.vqd")
+    for use in (IndexReader.open, verify, IndexUpdater, gc):
+        with pytest.raises(InvalidInput, match=f"index must be a directory made by vqdistill, got {found} at"):
+            use(tmp_path / "x.vqd")
 
 
 def test_a_directory_that_is_no_index(tmp_path: Path) -> None:

@@ -289,8 +289,7 @@ def read_manifest(directory: Path) -> Manifest:
         If a file is missing, too long, not what its checksum says, or says what it may not.
     """
     if not directory.is_dir():
-        found = "a file" if directory.exists() else "nothing"
-        raise InvalidInput(f"index must be a directory made by vqdistill, got {found} at {directory}")
+        raise no_index(directory)
     require_one_piece(directory)
     current = read_small(directory / CURRENT, CURRENT_MAX_BYTES)
     name, crc = parse_current(current)
@@ -304,6 +303,12 @@ def read_manifest(directory: Path) -> Manifest:
     if zlib.crc32(data) != crc:
         raise CorruptIndex(f"{name}: crc32 must be {crc:08x} as CURRENT says, got {zlib.crc32(data):08x}")
     return Manifest.parse(data, name)
+
+
+def no_index(directory: Path) -> InvalidInput:
+    """What to raise where an index must be and no directory is."""
+    found = "a file" if directory.exists() else "nothing"
+    return InvalidInput(f"index must be a directory made by vqdistill, got {found} at {directory}")
 
 
 def require_one_piece(directory: Path) -> None:

@@ -8,8 +8,8 @@ import fcntl
 import os
 from pathlib import Path
 
-from vqdistill.errors import InvalidInput, VqdistillError
-from vqdistill.index.files import open_regular
+from vqdistill.errors import VqdistillError
+from vqdistill.index.files import no_index, open_regular
 from vqdistill.index.manifest import Manifest
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EBADF, errno.EINVAL)
@@ -29,7 +29,7 @@ def lock_writer(directory: Path) -> int:
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
-        raise InvalidInput(f"index must be a directory made by vqdistill, got nothing at {directory}") from None
+        raise no_index(directory) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
