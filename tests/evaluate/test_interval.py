@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vqdistill.evaluate.interval import agree, bootstrap_interval
+from vqdistill.evaluate.interval import agree, bootstrap_interval, of_all, of_as_many
 
 
 def recalls(rng: np.random.Generator, q: int, mean: float) -> np.ndarray:
@@ -34,6 +34,24 @@ def test_no_loss_in_a_sample_is_no_proof() -> None:
     assert (low, high) == (pytest.approx(0.025 ** (1 / 40)), 1.0)
     low, high = bootstrap_interval(np.zeros(40))
     assert (low, high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 40)))
+
+
+def test_as_many_other_queries_fall_into_the_wider_interval() -> None:
+    rng, inside, narrow = np.random.default_rng(4), [], []
+    for _ in range(200):
+        a, b = recalls(rng, 200, 0.9), recalls(rng, 200, 0.9)
+        interval = bootstrap_interval(a)
+        low, high = of_as_many(float(a.mean()), interval)
+        inside.append(low <= b.mean() <= high)
+        narrow.append(interval[0] <= b.mean() <= interval[1])
+    assert 0.9 <= np.mean(inside) < 1 and np.mean(narrow) < 0.9
+
+
+def test_the_wider_interval_leads_back() -> None:
+    wide = of_as_many(0.9, (0.88, 0.91))
+    assert wide == pytest.approx((0.9 - 2**0.5 * 0.02, 0.9 + 2**0.5 * 0.01))
+    assert of_all(0.9, wide) == pytest.approx((0.88, 0.91))
+    assert of_as_many(0.99, (0.9, 0.999))[1] == 1 and of_as_many(0.01, (0.001, 0.1))[0] == 0
 
 
 def test_two_samples_agree_within_the_doubt_of_both() -> None:

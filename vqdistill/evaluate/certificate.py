@@ -12,7 +12,7 @@ import numpy as np
 from vqdistill.data.sources import open_source
 from vqdistill.data.teacher import ExactTeacher
 from vqdistill.errors import InvalidInput
-from vqdistill.evaluate.interval import LEVEL, agree
+from vqdistill.evaluate.interval import LEVEL, agree, of_all, of_as_many
 from vqdistill.evaluate.ladder import QuerySet, Setting, Trial, attempt, tune
 from vqdistill.evaluate.run import load_test_set
 from vqdistill.index.certificate import Certificate, Rung
@@ -104,9 +104,9 @@ def check_certificate(index: str | Path, dataset: str | Path, threads: int = 1) 
     -------
     dict
         `k`, `queries`, `certified_on`, `rungs`, and of these how many `contained` and `hold`. For each rung what was
-        certified (`target`, `recall`, `low`, `high`), `test_recall` with its own interval `test_low`, `test_high`, its
-        work a query and single-query `p50_ms` and `p99_ms`; `contained`: the test recall is inside low..high; `holds`:
-        both recalls may be the same, with the doubt of both samples (`interval.agree`).
+        certified (`target`, `recall`, `low`, `high`), `test_recall` with the interval of its mean `test_low`,
+        `test_high`, its work a query and single-query `p50_ms` and `p99_ms`; `contained`: the test recall is inside
+        low..high; `holds`: both recalls may be the same, with the doubt of both samples (`interval.agree`).
 
     Raises
     ------
@@ -151,7 +151,7 @@ def true_neighbors(reader: IndexReader, dataset: str | Path, k: int, threads: in
 
 def _checked(searcher: Searcher, asked: QuerySet, rung: Rung, k: int, threads: int) -> dict[str, Any]:
     trial = attempt(searcher, asked, Setting(**rung.options), k, threads)
-    certified, (low, high) = (rung.low, rung.high), trial.interval
+    certified, (low, high) = of_all(rung.recall, (rung.low, rung.high)), trial.interval
     return (
         {name: getattr(rung, name) for name in ("target", "recall", "low", "high")}
         | {"test_recall": trial.recall, "test_low": low, "test_high": high}
@@ -179,7 +179,7 @@ def _alone(searcher: Searcher, queries: F32Rows, setting: Setting, k: int) -> di
 def _rung(target: float, trial: Trial, pages: float) -> Rung:
     """Round outwards, so that the stored interval is never the narrower one."""
     scale = 10**_DIGITS
-    low, high = trial.interval
+    low, high = of_as_many(trial.recall, trial.interval)
     numbers: dict[str, Any] = {name: round(value, 3) for name, value in trial.work.items()} | {
         "target": target,
         "recall": round(trial.recall, _DIGITS),

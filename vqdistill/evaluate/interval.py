@@ -47,6 +47,21 @@ def bootstrap_interval(values: F64, seed: int = 0, level: float = LEVEL) -> Inte
     return low, high
 
 
+def of_as_many(mean: float, interval: Interval) -> Interval:
+    """Interval of the mean over as many other queries, a sample too; `interval` is that of the mean over all."""
+    low, high = _stretched(mean, interval, math.sqrt(2))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def of_all(mean: float, interval: Interval) -> Interval:
+    """The interval that `of_as_many` was given, from what it returned."""
+    return _stretched(mean, interval, math.sqrt(0.5))
+
+
+def _stretched(mean: float, interval: Interval, factor: float) -> Interval:
+    return mean - factor * (mean - interval[0]), mean + factor * (interval[1] - mean)
+
+
 def agree(mean: float, interval: Interval, other_mean: float, other: Interval) -> bool:
     """Whether two samples of queries may have the same recall, with the doubt of both.
 

@@ -35,7 +35,7 @@ class Rung:
     recall: float
     """Mean share of the true neighbours found."""
     low: float
-    """Lower end of the confidence interval of the recall."""
+    """Lower end of the interval that the recall of as many other queries falls into."""
     high: float
     """Upper end."""
     lists: float
@@ -90,7 +90,7 @@ class Certificate:
     tuned_on: int
     """Other queries, by which the settings of the rungs were chosen."""
     level: float
-    """Confidence of the intervals."""
+    """Share of the cases in which it does."""
     real_queries: bool
     """False where the queries were made from the corpus: for real ones nothing is proven."""
     truth: str
