@@ -78,12 +78,11 @@ def measure(dataset: str, options: list[str], kills: int, seed: int) -> dict[str
         while len(trials) < kills:
             out = Path(place) / f"trial-{len(trials)}"
             first = compile(rows, out, given, after=rng.uniform(0, until), resume=False)
-            if not first["killed"]:  # it was faster than the undisturbed one: no moment of a compile
+            trial = first | {"left": left(out)}
+            if out.exists() and not trial["left"]:  # faster than the undisturbed one: no moment of a compile
                 shutil.rmtree(out)
                 continue
-            trial = first | {"left": left(out)}
-            if trial["left"] or not out.exists():  # else it was killed after its work was done
-                trial["resumed"] = compile(rows, out, given, after=None, resume=True)
+            trial["resumed"] = compile(rows, out, given, after=None, resume=True)
             trials.append(trial | {"identical": digest(out) == wanted, "left_after": left(out)})
             print(len(trials), first["reached"], trials[-1]["identical"], file=sys.stderr, flush=True)
     return {"options": options, "whole": whole, "digest": wanted, "trials": trials}

@@ -3,8 +3,8 @@
     python bench/live.py ../shared/data/pypi200k-int8.h5 --work build/live
 
 A random share of the documents is compiled, the rest is added in batches, then some are deleted; ids are strings. Both
-indexes are searched in the same way: the same lists, the same candidates, one thread, passes interleaved. Seconds are
-CPU seconds but where writing counts.
+indexes are searched in the same way: the same lists, the same candidates, one thread, batch by batch in turns. Seconds
+are CPU seconds but where writing counts.
 Recall is of the exact neighbours among the documents that are there. Figures go to results/live-<dataset>.json.
 """
 
@@ -37,7 +37,7 @@ REFINE = 100
 ROUNDS = 5
 """Times that rows are encoded, and added at once; the medians count."""
 PASSES = 7
-"""Timed passes over the queries; the median counts."""
+"""Timed passes over the queries; the medians count."""
 
 
 def main() -> None:
@@ -166,8 +166,7 @@ class Life:
             "codes only": {"nprobe": nlist // 4, "refine": 0},
         }.items():
             recalls = [self.recall(searcher, wanted, options) for searcher in (once, other)]
-            speeds = self.speeds([once, other], options)
-            out[name] = {"recall": recalls, "queries_per_s": speeds, "speed_ratio": speeds[1] / speeds[0]}
+            out[name] = {"recall": recalls} | self.speeds(once, other, options)
         out["resident_bytes"] = [searcher.reader.resident_bytes for searcher in (once, other)]
         return out
 
@@ -184,16 +183,17 @@ class Life:
         ids = searcher.search(self.queries, K, **options).ids
         return float(np.mean([len(set(a) & set(b)) / K for a, b in zip(ids.tolist(), wanted.tolist(), strict=True)]))
 
-    def speeds(self, searchers: list[Searcher], options: dict[str, Any]) -> list[float]:
-        """Queries a second of each, in interleaved passes of batches of 256."""
-        seconds: list[list[float]] = [[] for _ in searchers]
-        for _ in range(PASSES):
-            for taken, searcher in zip(seconds, searchers, strict=True):
-                begin = time.process_time()
-                for at in range(0, len(self.queries), 256):
+    def speeds(self, once: Searcher, other: Searcher, options: dict[str, Any]) -> dict[str, Any]:
+        """Queries a second of both, which take turns at batches of 256, and the ratio; the medians of the passes."""
+        spent = np.zeros((PASSES, 2))
+        for taken in spent:
+            for at in range(0, len(self.queries), 256):
+                for place, searcher in enumerate((once, other)):
+                    begin = time.process_time()
                     searcher.search(self.queries[at : at + 256], K, threads=1, **options)
-                taken.append(time.process_time() - begin)
-        return [len(self.queries) / statistics.median(taken) for taken in seconds]
+                    taken[place] += time.process_time() - begin
+        rates = len(self.queries) / np.median(spent, axis=0)
+        return {"queries_per_s": rates.tolist(), "speed_ratio": float(np.median(spent[:, 0] / spent[:, 1]))}
 
     def deletions(self, searcher: Searcher) -> dict[str, Any]:
         """Delete a random part; what comes back, and what is found of the rest."""
