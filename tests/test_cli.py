@@ -565,6 +565,13 @@ def test_the_ladder_is_shown_and_searched_and_measured(proven: Path, run: Run, r
     assert "recall must be a target" in refused("compile", dataset, "-o", proven / "b.vqd", "--recall", "much")
 
 
+def test_a_certificate_of_other_rows_is_called_stale(proven: Path, run: Run, tmp_path: Path) -> None:
+    index = shutil.copytree(proven / "a.vqd", tmp_path / "a.vqd")
+    assert "stale" not in run("inspect", index)[1]
+    run("delete", index, 0)
+    assert "neighbours exact; stale: rows were added or deleted since" in run("inspect", index)[1]
+
+
 def test_a_loss_is_explained(proven: Path, run: Run) -> None:
     arguments = ("explain", proven / "a.vqd", proven / "set.h5", "--nprobe", 1, "--refine", 10)
     explained = json.loads(run(*arguments, "--json")[1])

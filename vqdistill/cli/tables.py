@@ -15,7 +15,8 @@ def certificate_lines(certificate: Certificate | None) -> Iterator[str]:
         return
     made = "queries made from the corpus: unproven on real ones" if not certificate.real_queries else "learn queries"
     truth = "exact" if certificate.truth_recall is None else f"from an index of recall {certificate.truth_recall:.4f}"
-    yield f"certificate: recall@{certificate.k} on {certificate.queries} reserved {made}; neighbours {truth}"
+    stale = "; stale: rows were added or deleted since" if certificate.stale else ""
+    yield f"certificate: recall@{certificate.k} on {certificate.queries} reserved {made}; neighbours {truth}{stale}"
     yield from _table(
         ("target", "recall", f"{certificate.level:.0%} interval", "search", "lists", "codes", "rows", "pages"),
         [
