@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from vqdistill.compiler.cost import encode_work
 from vqdistill.config import IvfPqConfig
 from vqdistill.data.exact import exact_top
 from vqdistill.kernels.threads import training_threads
-from vqdistill.model.additive import RowTerms
+from vqdistill.model.additive import RowTerms, fit_metric, own_directions, row_metric
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.model.kmeans import nearest
+from vqdistill.model.space import sphering
 from vqdistill.shards.job import open_job
 from vqdistill.shards.model import read_model
 from vqdistill.shards.parts import encode_shard
@@ -49,9 +51,17 @@ SHAPES = [  # d, codes a row, lists, queries that rank a row
     (192, 32, 512, 0),
     (192, 16, 2048, 8),
     (768, 48, 512, 0),
+    (384, 32, 512, 4),
+    (384, 96, 512, 0),
+    (128, 32, 256, 0),
+    (128, 64, 256, 8),
+    (768, 32, 1024, 4),
+    (1024, 64, 512, 0),
 ]
 FITTED, ENCODED = 2100, 1000
-"""Rows that a model is trained on, and that are encoded."""
+"""Rows that a model is fitted to, and that are encoded."""
+FIT_ROUNDS = 2
+"""Of codes, then codewords."""
 CALLS = 5
 
 
@@ -72,16 +82,16 @@ def shaped(x: F32Rows, d: int) -> F32Rows:
 
 
 def model_of(x: F32Rows, m: int, nlist: int, codes: str) -> IvfPqModel:
-    """A model whose lists are rows, and whose codewords are parts of others: training would change no time by much."""
+    """A model whose lists are rows; product codes are parts of others, additive ones fitted a little."""
     d, rng = x.shape[1], np.random.default_rng(0)
     dsub = d if codes == "additive" else -(-d // m)
     coarse, near = x[:nlist], x[rng.integers(0, nlist, (m, 16))]
     far = x[rng.integers(0, FITTED, (m, 16))] - near
     rotation = np.linalg.qr(rng.standard_normal((m * dsub, d)))[0].astype(np.float32)
     words = np.ascontiguousarray(far[:, :, :dsub] / np.sqrt(m), dtype=np.float32)
-    return IvfPqModel(
+    model = IvfPqModel(
         metric=Metric.COSINE,
-        residual=True,
+        residual=codes == "pq",
         mean=x.mean(axis=0),
         coarse=coarse,
         router=coarse,
@@ -89,6 +99,17 @@ def model_of(x: F32Rows, m: int, nlist: int, codes: str) -> IvfPqModel:
         codewords=words,
         doc_codewords=words,
     )
+    return fitted(model, x[:FITTED]) if codes == "additive" else model
+
+
+def fitted(model: IvfPqModel, x: F32Rows) -> IvfPqModel:
+    """The same with coordinates, anchors and codebooks fitted to rows: bad codes would settle sooner."""
+    space = sphering(x, 0.5)
+    mean, coarse, docs = (space.docs(part) for part in (model.mean[None], model.coarse, x))
+    own = own_directions(docs, mean[0])
+    words = space.docs(model.codewords.reshape(-1, model.d)).reshape(model.codewords.shape)
+    words = fit_metric(docs - mean, row_metric(own, None), words, FIT_ROUNDS)
+    return replace(model, space=space, anchors=own_directions(coarse, mean[0]), doc_codewords=words)
 
 
 def encoding(rows: F32Rows, codes: str) -> dict[str, Any]:
@@ -101,15 +122,19 @@ def encoding(rows: F32Rows, codes: str) -> dict[str, Any]:
         weights = np.full((ENCODED, ranked), 0.1, np.float32)
         terms = RowTerms(rng.integers(0, FITTED, (ENCODED, ranked), dtype=np.int32), weights, x[:FITTED])
         own = None if ranked == 0 or codes == "pq" else terms
-        spent = cpu_s(lambda model=model, x=x, own=own: model.encode(x[FITTED : FITTED + ENCODED].copy(), own))
-        points.append({"d": d, "m": m, "nlist": nlist, "terms": ranked, "ns": 1e9 * spent / ENCODED})
+        spent = cpu_s(lambda model=model, x=x, own=own: model.encode(x[FITTED : FITTED + ENCODED].copy(), own, own))
+        shared = len(np.unique(terms.lists)) / ENCODED
+        points.append({"d": d, "m": m, "nlist": nlist, "terms": ranked, "shared": shared, "ns": 1e9 * spent / ENCODED})
         print(points[-1], flush=True)
     return {"points": points} | fit(points, codes, lists(rows))
 
 
 def fit(points: list[dict[str, Any]], codes: str, lists_ns: float) -> dict[str, Any]:
     """Fit ns of each kind of work to measured rows; those of lists are measured by themselves."""
-    work = [encode_work(p["d"], IvfPqConfig(nlist=p["nlist"], m=p["m"], codes=codes), terms=p["terms"]) for p in points]
+    work = [
+        encode_work(p["d"], IvfPqConfig(nlist=p["nlist"], m=p["m"], codes=codes), terms=p["terms"], shared=p["shared"])
+        for p in points
+    ]
     names = sorted(work[0].keys() - {"lists"})
     measured = np.array([p["ns"] for p in points])
     left = measured - lists_ns * np.array([each["lists"] for each in work])
@@ -156,14 +181,14 @@ def shard_rows(rows: F32Rows, n: int = 20_000) -> dict[str, Any]:
         options = {"queries": "none", "ram": "16B/vec", "codes": "pq", "distill": False, "threads": 1}
         plan_job([f"{place}/rows.parquet"], f"{place}/job", **options)
         train_job(f"{place}/job", threads=1)
-        model = read_model(f"{place}/job", open_job(f"{place}/job")[1])[0].model
+        trained, name = read_model(f"{place}/job", open_job(f"{place}/job")[1])
+        coded = replace(trained, codes=trained.model.encode(rows[:n]))
 
         def anew() -> None:
             shutil.rmtree(f"{place}/job/part-0", ignore_errors=True)
-            encode_shard(f"{place}/job", 0, threads=1)
+            encode_shard(f"{place}/job", 0, threads=1, model=(coded, name))
 
-        spent = cpu_s(anew) - cpu_s(lambda: model.encode(rows[:n]))
-    return {"shard_ns_per_byte": 1e9 * spent / rows[:n].nbytes}
+        return {"shard_ns_per_byte": 1e9 * cpu_s(anew) / rows[:n].nbytes}
 
 
 def compiles(rows: F32Rows, queries: F32Rows) -> dict[str, Any]:

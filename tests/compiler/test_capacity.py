@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from vqdistill.cli import main
 from vqdistill.compiler import cost
 from vqdistill.compiler.capacity import RANKS, RESERVED, TERMS, capacity
 from vqdistill.compiler.machine import Machine
+from vqdistill.compiler.memory import LARGEST
 from vqdistill.compiler.rates import Rates
 from vqdistill.compiler.supervision import RESERVED as REALLY_RESERVED
 from vqdistill.config import IvfPqConfig
@@ -95,8 +97,9 @@ def test_more_machines_share_what_one_does_not_hold() -> None:
 def test_times_follow_rows_and_cores() -> None:
     rates = Rates.load()
     found = capacity(10**8, 384, MACHINE, ram="16B/vec", rates=rates)
-    terms = min(16, 16_384 * 100 / 10**8)
-    each = rates.encode_ns(384, found.plan.model, terms) + rates.stored["shard_ns_per_byte"] * 4 * 384
+    terms, block = 16_384 * 100 / 10**8, LARGEST.block_rows(384)
+    shared = 16_384 * (1 - math.exp(-terms * block / 16_384)) / block
+    each = rates.encode_ns(384, found.plan.model, terms, shared) + rates.stored["shard_ns_per_byte"] * 4 * 384
     assert found["encoding"] == pytest.approx(1e-9 * 10**8 * each / 64)
     few = capacity(10**8, 384, replace(MACHINE, cores=32), ram="16B/vec", rates=rates)
     assert few["encoding"] == pytest.approx(2 * found["encoding"])
@@ -134,7 +137,7 @@ def test_stored_rates_name_their_machine_and_fit_what_was_measured() -> None:
     for codes in ("additive", "pq"):
         for point in rates.stored[codes]["points"]:
             model = IvfPqConfig(nlist=point["nlist"], m=point["m"], codes=codes)
-            error = abs(rates.encode_ns(point["d"], model, point["terms"]) / point["ns"] - 1)
+            error = abs(rates.encode_ns(point["d"], model, point["terms"], point["shared"]) / point["ns"] - 1)
             assert error <= rates.stored[codes]["largest_error"] + 1e-9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -249,8 +250,12 @@ class _Work:
         return sum(10 * min(self.trained, per_list * self.model.nlist) + self.trained for per_list in (256, 128))
 
     def _encode_ns(self) -> float:
-        terms = min(TERMS, self.queries * RANKS / self.n) if self.distill else 0.0
-        return self.rates.encode_ns(self.d, self.model, terms)
+        if not self.distill:
+            return self.rates.encode_ns(self.d, self.model, 0.0)
+        terms, block = min(TERMS, self.queries * RANKS / self.n), self.sizes.block_rows(self.d)
+        # Each row of a block has some of the queries, all equally likely.
+        shared = self.queries * -math.expm1(-terms * block / self.queries) / block
+        return self.rates.encode_ns(self.d, self.model, terms, shared)
 
     def _teacher(self, name: str, queries: int, exact: bool) -> Figure:
         """Exact search of all rows, or an index in memory of which a few queries are checked exactly."""

@@ -10,6 +10,8 @@ from vqdistill.index.spec import Layout
 
 _FEWEST_ROUNDS = 16
 """Perturbations of a row's additive codes, m / 2 if that is more, as `model.additive` has them."""
+_CACHED = 4 << 20
+"""Bytes of products of codewords that searches of codes find close by."""
 
 
 def codeword_dims(d: int, model: IvfPqConfig) -> int:
@@ -79,24 +81,25 @@ def query_work(n: int, d: int, model: IvfPqConfig, *, nprobe: int) -> Work:
     )
 
 
-def encode_work(d: int, model: IvfPqConfig, *, terms: float) -> dict[str, float]:
+def encode_work(d: int, model: IvfPqConfig, *, terms: float, shared: float = 0.0) -> dict[str, float]:
     """Return what encoding one row consists of, by kind of work: counts that measured ns are multiplied with.
 
     Parameters
     ----------
     terms : queries that rank the row, whose scores additive codes keep
+    shared : queries of a block of rows over its rows: they are multiplied with the codewords once for all of them
     """
     m = model.m
     if model.codes == "pq":
         return {"lists": model.nlist * d, "rotation": m * codeword_dims(d, model) * d, "words": KSUB * d, "row": d}
     rounds = max(_FEWEST_ROUNDS, m // 2)
     return {
-        "lists": model.nlist * d,
-        "space": d * d,
-        "words": KSUB * m * d,
+        "lists": model.nlist * d + d * d,  # and the change to the coordinates of the codes
+        "row": d,
+        "words": (2 + shared) * KSUB * m * d,  # of the row and its own direction
         "search": rounds * m * KSUB,
-        "search of pairs": m * m * KSUB,
-        "terms": terms * (d + KSUB * m),
+        "search beyond caches": rounds * m * KSUB * max(0.0, 1 - _CACHED / (4 * (KSUB * m) ** 2)),
+        "terms": terms * rounds * m * KSUB,
     }
 
 

@@ -28,10 +28,10 @@ class Rates:
         machine = self.stored["machine"]
         return f"{machine['processor']}, {machine['cores']} cores, {machine['cpu_level']}; {self.stored['dataset']}"
 
-    def encode_ns(self, d: int, model: IvfPqConfig, terms: float) -> float:
+    def encode_ns(self, d: int, model: IvfPqConfig, terms: float, shared: float = 0.0) -> float:
         """CPU ns of encoding one row; parameters as for `cost.encode_work`."""
         each: dict[str, float] = self.stored[model.codes]["ns"]
-        return sum(each[name] * count for name, count in cost.encode_work(d, model, terms=terms).items())
+        return sum(each[name] * count for name, count in cost.encode_work(d, model, terms=terms, shared=shared).items())
 
     @property
     def scanned(self) -> float:
