@@ -47,7 +47,7 @@ def row(result: dict[str, Any]) -> str:
         f"{probed['recall_at_k_codes_only']:.3f}",
         f"{exhaustive['candidate_recall']:.3f}",
         "-" if mrr is None else f"{mrr:.3f}",
-        f"{probed['queries_per_s']:,.0f}",
+        f"{probed['codes_scanned_per_query']:,.0f}",
         f"{result['compile']['seconds']:.0f}",
         f"{result['compile']['peak_rss_bytes'] / 2**20:,.0f}",
     )
@@ -56,7 +56,7 @@ def row(result: dict[str, Any]) -> str:
 
 HEADER = """\
 | dataset | B/vector | codebooks | recall@10, 100 reads | recall@10, codes only | candidate recall, all lists | MRR@10 \
-| queries/s | compile s | peak MiB |
+| codes scanned | compile s | peak MiB |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 
