@@ -109,6 +109,9 @@ def test_times_follow_rows_and_cores() -> None:
     assert kept["encoding"] < 1  # training leaves the codes of all rows
     capped = capacity(100_000, 384, MACHINE, ram="16B/vec", build_ram="3GiB", rates=rates)
     assert capped["RAM while compiling"] <= 3 << 30
+    alone = capacity(10**8, 384, MACHINE, ram="16B/vec", queries=0, rates=rates)
+    each = rates.encode_ns(384, alone.plan.model, 0.0) + rates.stored["shard_ns_per_byte"] * 4 * 384
+    assert alone["encoding"] == pytest.approx(1e-9 * 10**8 * each / 64)
     slow = Rates(rates.stored | {"exact_ns": 2 * rates.stored["exact_ns"]})
     assert capacity(10**6, 384, MACHINE, rates=slow)["teacher"] == pytest.approx(
         2 * capacity(10**6, 384, MACHINE, rates=rates)["teacher"]

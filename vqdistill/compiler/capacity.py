@@ -250,11 +250,10 @@ class _Work:
         return sum(10 * min(self.trained, per_list * self.model.nlist) + self.trained for per_list in (256, 128))
 
     def _encode_ns(self) -> float:
-        if not self.distill:
-            return self.rates.encode_ns(self.d, self.model, 0.0)
-        terms, block = min(TERMS, self.queries * RANKS / self.n), self.sizes.block_rows(self.d)
-        # Each row of a block has some of the queries, all equally likely.
-        shared = self.queries * -math.expm1(-terms * block / self.queries) / block
+        terms, shared = min(TERMS, self.queries * RANKS / self.n) if self.distill else 0.0, 0.0
+        if terms:  # each row of a block has some of the queries, all equally likely
+            block = self.sizes.block_rows(self.d)
+            shared = self.queries * -math.expm1(-terms * block / self.queries) / block
         return self.rates.encode_ns(self.d, self.model, terms, shared)
 
     def _teacher(self, name: str, queries: int, exact: bool) -> Figure:
