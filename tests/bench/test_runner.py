@@ -65,12 +65,16 @@ def test_a_finished_run_is_kept_and_half_a_run_is_not(finished: Dataset, monkeyp
     half.write_bytes(path.read_bytes()[:5000])
     path.unlink()
     assert run_all(finished, options(), lambda text: None) == {"done": 1, "kept": 1, "failed": 0}
-    assert stages == ["measure"]  # what was built is not built again
+    assert stages == ["measure"]  # what was built and tuned is not again
     after = store.read_run(path)
     half.unlink()
-    for old in before.operations:
-        same = [new for new in after.operations if new.facts["setting"] == old.facts["setting"]]
-        assert all(np.array_equal(new.ids, old.ids) for new in same)
+    assert [old.facts["setting"] for old in before.operations] == [new.facts["setting"] for new in after.operations]
+    for old, new in zip(before.operations, after.operations, strict=True):
+        assert np.array_equal(new.ids, old.ids) and np.array_equal(new.scores, old.scores)
+    path.unlink()
+    run_all(finished, options(targets=(0.85,)), lambda text: None)
+    assert stages == ["measure", "tune", "measure"]
+    assert 0.85 in {operation.facts["target"] for operation in store.read_run(path).operations}
 
 
 def test_raw_results_and_circumstances_are_stored(finished: Dataset) -> None:

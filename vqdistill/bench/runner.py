@@ -35,7 +35,7 @@ class Options:
     """builds use all of them, searches the first"""
     repetitions: int = 7
     repeats: int = 1
-    """measurements of each built index, apart"""
+    """measurements of each index, which is built and tuned once"""
     seed: int = 0
     memory: bool = True
     """whether to measure memories and the cold page cache"""
@@ -122,12 +122,16 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
         "threads": len(options.cores),
         "seed": run.seed,
     }
-    built = _built(job, folder, Place(options.cores, options.time_limit_s))
+    if not (folder / "built.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "index").mkdir(parents=True)
+    built = _once("build", "built.json", job, folder, Place(options.cores, options.time_limit_s))
     one = Place(options.cores[:1], options.time_limit_s)
+    job["targets"] = sorted({*options.targets, *FRONTIER})
+    job["tune_seconds"] = min(600.0, options.time_limit_s / 3)
     more = {
+        "tuned": _once("tune", "tuned.json", job, folder, one, ("targets", "tune_seconds")),
         "repeat": run.repeat,
-        "targets": sorted({*options.targets, *FRONTIER}),
-        "tune_seconds": min(600.0, options.time_limit_s / 3),
         "repetitions": options.repetitions,
         "core": options.cores[0],
     }
@@ -141,18 +145,20 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
     (folder / "measured.h5").unlink()
 
 
-def _built(job: dict[str, Any], folder: Path, place: Place) -> dict[str, Any]:
-    """Build the index, or return what is known of the one that was built before."""
-    done = folder / "built.json"
+def _once(
+    stage: str, name: str, job: dict[str, Any], folder: Path, place: Place, same: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run a stage, or return what came of it before, kept as `name`, if these keys of its job are still the same."""
+    done = folder / name
     if done.exists():
-        return dict(json.loads(done.read_text()))
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "index").mkdir(parents=True)
-    built = run_stage("build", job, folder, place)
-    unfinished = folder / ".built.json"
-    unfinished.write_text(json.dumps(built))
+        before = json.loads(done.read_text())
+        if all(before["job"][key] == job[key] for key in same):
+            return dict(before["result"])
+    result = run_stage(stage, job, folder, place)
+    unfinished = folder / f".{name}"
+    unfinished.write_text(json.dumps({"job": job, "result": result}))
     unfinished.replace(done)
-    return built
+    return result
 
 
 def _setting(run: store.Run) -> dict[str, Any]:

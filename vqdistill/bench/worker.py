@@ -1,4 +1,4 @@
-"""Work of one run in a process of its own: `python -m vqdistill.bench.worker build|measure|probe JOB.json`."""
+"""Work of one run in a process of its own: `python -m vqdistill.bench.worker build|tune|measure|probe JOB.json`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vqdistill.bench.measure import measure
 from vqdistill.bench.pages import memory_of_this_process
 from vqdistill.bench.store import Run, write_run
 from vqdistill.bench.systems.base import Task, files_bytes
-from vqdistill.bench.tuning import K, Questions, tune
+from vqdistill.bench.tuning import K, Point, Questions, tune
 from vqdistill.bench.verify import best_of, map_rows
 from vqdistill.errors import InvalidInput, VqdistillError
 
@@ -51,20 +52,27 @@ def build(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"options": options, "seconds": seconds, "threads": job["threads"]} | sizes
 
 
-def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Tune and measure the index of a job; the run goes to `folder`/measured.h5."""
+def tuned(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Choose the settings of the index of a job."""
     dataset = open_prepared(Path(job["dataset"]))
     index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
     questions = Questions.of(dataset.rows("tune"), dataset.truth("tune"))
     begin = time.perf_counter()
     points = tune(index, questions, job["targets"], begin + job["tune_seconds"])
-    tuned = time.perf_counter() - begin
+    return {"points": [asdict(point) for point in points], "seconds": time.perf_counter() - begin}
+
+
+def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Measure the index of a job at the settings chosen; the run goes to `folder`/measured.h5."""
+    dataset = open_prepared(Path(job["dataset"]))
+    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+    points = [Point(**point) for point in job["tuned"]["points"]]
     deep = read_qrels(dataset.truth_path) is not None
     operations, yardstick = measure(job["system"], index, dataset, points, job["repetitions"], deep)
     facts = {
         "dataset": dataset.origin | {"name": dataset.name, "n": dataset.n, "dim": dataset.dim},
         "bytes": index.bytes,
-        "tune_s": tuned,
+        "tune_s": job["tuned"]["seconds"],
         "yardstick_s": yardstick,
         "machine": machine(),
         "versions": versions(),
@@ -97,7 +105,7 @@ def probe(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"before": before, "opened": opened, "answered": answered}
 
 
-STAGES = {"build": build, "measure": measured, "probe": probe}
+STAGES = {"build": build, "tune": tuned, "measure": measured, "probe": probe}
 
 
 def main(stage: str, path: str) -> None:
