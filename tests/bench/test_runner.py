@@ -202,8 +202,11 @@ def test_memories_and_limits(finished: Dataset, monkeypatch: pytest.MonkeyPatch)
     assert len(found["warm"]["seconds"]) == len(found["cold"]["seconds"]) == found["queries"]
     cap = found["cap"]
     assert cap["kind"] in (caps.CGROUP, caps.RLIMIT) and 1 <= len(cap["tried"]) <= 2
-    free = memory.Answers({}, np.zeros(0, np.int64), np.zeros(0))
+    free = memory.Answers({}, np.zeros(0, np.int64), np.zeros(0), took=0.02)
     assert memory._holds(prober, 1 << 20, free, 10.0) == (False, None)  # no process lives in a mebibyte
+    monkeypatch.setattr(memory, "_PATIENCE_S", 0.0)
+    with caps.Cap(1 << 40) as ample, pytest.raises(RunFailed, match=r"probe took longer than 0\.1 s"):
+        prober.ask_under(ample, free)
 
 
 def test_repeats_share_an_index_and_are_compared(finished: Dataset) -> None:
