@@ -18,7 +18,7 @@ from vqdistill.server.config import ServerConfig
 from vqdistill.server.console import console
 from vqdistill.server.middleware import Observe, RefuseWhenFull, RequireKey
 from vqdistill.server.problems import answer_problems, fail
-from vqdistill.server.routes import api, around
+from vqdistill.server.routes import DirectSearch, api, around
 from vqdistill.server.service import Opener, Service
 
 
@@ -59,6 +59,7 @@ def create_app(service: Service) -> FastAPI:
         exception_handlers={Exception: fail},
         redirect_slashes=False,
     )
+    app.router.routes.append(DirectSearch())
     for router in (api, around, console):
         app.include_router(router)
     answer_problems(app)

@@ -7,6 +7,7 @@ import math
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -23,7 +24,9 @@ from vqdistill.server.models import SearchOptions, SearchRequest
 from vqdistill.server.problems import Problem
 from vqdistill.wire import JSON, MSGPACK, NPY, unpack, unpack_array
 
-_NPY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_NPY_VERSIONS = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
+"""Bytes of the header's length, and what reads both."""
+_MAGIC = np.lib.format.MAGIC_LEN
 _BROKEN = (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, EOFError, tokenize.TokenError, Warning)
 _MAX_LISTS = 1 << 16
 """Arrays and objects of a JSON body: each takes fifty times as much memory as it takes bytes to ask for one."""
@@ -186,23 +189,30 @@ def parse_npy(body: bytes) -> npt.NDArray[Any]:
     Problem
         If they are none: no pickle, no other order than C, no bytes but those of the shape.
     """
-    file = io.BytesIO(body)
     try:
-        version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = _NPY_VERSIONS[version](file)
-    except (KeyError, *_BROKEN):
+        wide, _ = _NPY_VERSIONS[body[_MAGIC - 2], body[_MAGIC - 1]]
+        start = _MAGIC + wide + int.from_bytes(body[_MAGIC : _MAGIC + wide], "little")
+        shape, fortran, dtype = _npy_header(body[:start])
+    except (LookupError, *_BROKEN):
         sentence = f"the body must be an .npy file of version 1 or 2, got {len(body)} bytes without its header"
         raise Problem(HTTPStatus.BAD_REQUEST, sentence) from None
     if dtype.kind not in "fiu" or dtype.itemsize > 8 or not dtype.isnative:
         raise InvalidInput(f"queries must be little-endian real numbers of at most 8 bytes, got {str(dtype)[:60]}")
     if fortran and len(shape) > 1:
         raise InvalidInput("queries must be in C order, got Fortran order; save np.ascontiguousarray(queries)")
-    start = file.tell()
     sides = 1 <= len(shape) <= 2 and all(0 <= side < _MAX_SIDE for side in shape)
     if not sides or math.prod(shape) * dtype.itemsize != len(body) - start:
         got = f"{str(shape)[:60]} {dtype} with {len(body) - start} bytes behind the header"
         raise InvalidInput(f"queries must be one or two-dimensional and hold the bytes of their shape, got {got}")
     return np.frombuffer(body, dtype, offset=start).reshape(shape)
+
+
+@lru_cache(maxsize=64)
+def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the bytes before the data of an .npy file; requests of a client mostly have the same ones."""
+    file = io.BytesIO(head)
+    _, read = _NPY_VERSIONS[np.lib.format.read_magic(file)]
+    return read(file)
 
 
 def bounded(options: SearchOptions, limits: Limits) -> dict[str, Any]:
