@@ -34,6 +34,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from faiss_rivals import F32, I64, K, OverTime, Rival, load_or_build, recipes, verification_ways
+from measuring import circumstances
 from unseen import unseen_learn_queries
 
 import vqdistill
@@ -398,7 +399,7 @@ def main() -> None:
         work = (options.work or Path(temporary)) / options.dataset.stem
         work.mkdir(parents=True, exist_ok=True)
         measured = run(options, indexes, work)
-    measured["machine"] = {"processor": processor(), "cores": os.cpu_count(), "levels": levels()}
+    measured["machine"] = circumstances()["machine"] | {"levels": levels()}
     measured["versions"] = {
         "vqdistill": vqdistill.__version__,
         "faiss": faiss.__version__,
@@ -409,14 +410,6 @@ def main() -> None:
     measured["dataset"] = options.dataset.stem
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
-
-
-def processor() -> str:
-    """Return the model of the processor as Linux names it."""
-    names = [
-        row.partition(":")[2].strip() for row in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in row
-    ]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

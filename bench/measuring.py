@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import vqdistill
+from vqdistill.bench.machine import machine
 from vqdistill.progress import Progress, Stage
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,8 +49,9 @@ def every_list(index: str | Path, dataset: str | Path) -> dict[str, Any]:
 
 def circumstances() -> dict[str, Any]:
     """Return where and with what a result was measured."""
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    return {"version": vqdistill.__version__, "python": platform.python_version(), "machine": machine}
+    known = machine()
+    kept = {name: known[name] for name in ("processor", "cores", "cpu_level")}
+    return {"version": vqdistill.__version__, "python": platform.python_version(), "machine": kept}
 
 
 def stored(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,9 @@
 
 Compiles the dataset (or takes --index, of which it changes a copy), serves it with the defaults and asks for its test
 queries, one a request but for the batches, as npy and with msgpack for an answer. The load comes from this process, on
-the same cores. Results go to bench/results/serve.json.
+the same cores. The capacity is the highest rate at which requests that do not wait for each other are all answered for
+a third of a minute. Clients that wait for answers get more, as they slow down with the machine; that is told beside it.
+Results go to bench/results/serve.json.
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ from vqdistill.wire import MSGPACK, NPY
 
 K, BATCH = 10, 256
 CONNECTIONS = (2, 4, 8, 16, 32)
-"""Tried to find the capacity."""
+"""Of closed loops."""
 ROUNDS = 3
 """Of each, in turns, of which the median counts."""
+STEP = 0.9
+"""Between two rates that are tried to find the capacity."""
 HEALTH = b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n"
 """A request without work, for what the machine itself adds to latencies."""
 _STOLEN = 7
@@ -73,15 +77,20 @@ def measure(index: Path, dataset: Path, seconds: float) -> dict[str, Any]:
     brief = max(seconds / 3, 1.0)
     with Server(index) as server:
         asyncio.run(closed_loop(server.address, single, 8, brief / 4))  # to be warm
-        found: dict[int, list[Seen]] = {count: [] for count in CONNECTIONS}
+        closed: dict[int, list[Seen]] = {count: [] for count in CONNECTIONS}
         for _ in range(ROUNDS):
-            for count, seen in found.items():
+            for count, seen in closed.items():
                 seen.append(asyncio.run(closed_loop(server.address, single, count, brief / 4 / ROUNDS)))
-        capacity = max(statistics.median(each.per_second for each in seen) for seen in found.values())
+        best = max(statistics.median(each.per_second for each in seen) for seen in closed.values())
+        tried = [sustained(server, single, best, brief)]
+        while set(tried[-1]["statuses"]) != {"200"}:
+            tried.append(sustained(server, single, STEP * tried[-1]["rate_per_s"], brief))
+        capacity = tried[-1]["rate_per_s"]
         result: dict[str, Any] = {
             "dataset": dataset.stem,
             "capacity_per_s": capacity,
-            "closed_loops": {count: [each.summary() for each in seen] for count, seen in found.items()},
+            "rates_tried": tried,
+            "closed_loops": {count: [each.summary() for each in seen] for count, seen in closed.items()},
             "sustained": sustained(server, single, 0.8 * capacity, seconds),
             "sustained_without_work": sustained(server, [HEALTH], 0.8 * capacity, brief),
             "overload": overload(server, single, 3 * capacity, brief),

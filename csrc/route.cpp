@@ -14,7 +14,7 @@ constexpr std::size_t kScoreBytes = 1 << 20;
 
 constexpr std::uint64_t kNoList = std::numeric_limits<std::uint64_t>::max();
 
-// e^x for x <= 0 within 1e-4 of it; e^-80 below -80. Without branches or calls, so that loops over it use SIMD.
+// e^x for x <= 0 within 1e-4 of it; e^-80 below -80. Without branches or calls.
 float exp_of_negative(float x) {
     const float scaled = std::max(x, -80.0f) * 1.44269504f;  // 2^scaled
     const auto whole = static_cast<std::int32_t>(scaled);    // towards zero: the fraction is in (-1, 0]
