@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", action="store_true", help="keep what is measured as what must be reached")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="to build with")
-    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--repetitions", type=int, default=5, help="timed passes a round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         now = measured(Path(folder), options.threads, options.repetitions)

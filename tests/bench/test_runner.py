@@ -24,7 +24,7 @@ from vqdistill.bench.systems.base import SHARES, Task, lists_for, nprobes
 from vqdistill.bench.systems.faiss_recipes import Recipe, build, resident_bytes
 from vqdistill.bench.tuning import K
 from vqdistill.cli import main
-from vqdistill.errors import BudgetInfeasible, MissingDependency
+from vqdistill.errors import BudgetInfeasible, MissingDependency, VqdistillError
 from vqdistill.evaluate.run import evaluate
 
 NAMES = ("vqdistill-undistilled", "faiss-ivfpq")
@@ -33,7 +33,7 @@ BUDGET = "8B/vec"
 
 def options(**changed: Any) -> Options:
     core = max(os.sched_getaffinity(0))
-    given: dict[str, Any] = {"budgets": (BUDGET,), "systems": NAMES, "cores": (core,), "repetitions": 2}
+    given: dict[str, Any] = {"budgets": (BUDGET,), "systems": NAMES, "cores": (core,), "repetitions": 2, "rounds": 1}
     return Options(**(given | {"time_limit_s": 300.0, "memory": False} | changed))
 
 
@@ -219,6 +219,46 @@ def test_repeats_share_an_index_and_are_compared(finished: Dataset) -> None:
     assert all(row["queries_per_s_ratio"] > 0 for row in repeats)
 
 
+def test_rounds_add_passes_in_turn_and_only_once(finished: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def spy(stage: str, job: dict[str, Any], *rest: Any) -> Any:
+        asked.append((stage, job["system"]))
+        return run_stage(stage, job, *rest)
+
+    monkeypatch.setattr(runner, "run_stage", spy)
+    before = runs(finished)
+    kept = {name: run.path.read_bytes() for name, run in before.items() if run.path is not None}
+    thrice = options(rounds=3, repetitions=1)
+    try:
+        assert run_all(finished, thrice, lambda text: None) == {"done": 0, "kept": 2, "failed": 0}
+        order = [run.entry.name for run in runner.planned(finished, thrice)]
+        assert asked == [("again", name) for name in order * 2]
+        for name, run in runs(finished).items():
+            assert run.facts["rounds"] == 3 and len(run.facts["yardstick_s"]) == 4
+            for old, new in zip(before[name].operations, run.operations, strict=True):
+                assert new.seconds.shape == new.cpu_seconds.shape == (4, old.seconds.shape[1])
+                assert new.latencies.shape == (4, old.latencies.shape[1]) and (new.seconds > 0).all()
+                assert np.array_equal(new.seconds[:2], old.seconds) and np.array_equal(new.ids, old.ids)
+        run_all(finished, thrice, lambda text: None)
+        assert len(asked) == 4
+    finally:
+        for name, run in before.items():
+            if run.path is not None:
+                run.path.write_bytes(kept[name])
+
+
+def test_a_round_needs_the_index(finished: Dataset) -> None:
+    work = finished.folder / "work"
+    said: list[str] = []
+    work.rename(finished.folder / "away")
+    try:
+        run_all(finished, options(systems=NAMES[1:], rounds=2), said.append)
+    finally:
+        (finished.folder / "away").rename(work)
+    assert "kept" in said[0] and "round 2 is missing" in said[1] and "does not have its index" in said[1]
+
+
 def test_codes_of_faiss_stay_within_what_was_reckoned() -> None:
     faiss.omp_set_num_threads(1)
     docs = np.random.default_rng(0).standard_normal((500, 24)).astype(np.float32)
@@ -251,6 +291,10 @@ def test_every_installed_system_finds_documents(name: str, dataset: Dataset, tmp
     allowance = 0 if entry.reference else 120 * len(docs)
     task = Task(docs, "ip", None, dataset.path("docs"), "32B/vec", allowance, 1, 0)
     system = systems.load(name)
+    if name == "svs" and "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
+        with pytest.raises(VqdistillError, match="processor of Intel"):
+            system.build(task, tmp_path)
+        pytest.skip("svs does not run on this processor")
     assert isinstance(system.build(task, tmp_path), dict)
     index = system.open(tmp_path, dataset.f16(), "ip")
     assert sum(index.bytes.values()) > 0

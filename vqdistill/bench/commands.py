@@ -37,7 +37,10 @@ def _late(name: str) -> Any:
 @click.option("--learn", metavar="F", help="Learn queries, likewise.")
 @click.option("--neighbors", metavar="F", help="Exact neighbours of the test queries, likewise.")
 @click.option("--metric", type=click.Choice(["ip", "cosine", "l2"]), help="Default: that of the file.")
-@click.option("--repetitions", type=click.IntRange(min=1), default=7, show_default=True, help="Timed passes.")
+@click.option(
+    "--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Timed passes of a round."
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Over all systems, in turn.")
 @click.option("--repeats", type=click.IntRange(min=1), default=1, show_default=True, help="Whole measurements.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--no-memory", is_flag=True, help="Leave out memories and the cold page cache.")
@@ -105,6 +108,7 @@ def _options(given: dict[str, Any], runner: Any) -> Any:
         time_limit_s=_seconds(given["time_limit"]),
         cores=tuple(cores),
         repetitions=given["repetitions"],
+        rounds=given["rounds"],
         repeats=given["repeats"],
         seed=given["seed"],
         memory=not given["no_memory"],

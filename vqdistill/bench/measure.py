@@ -1,4 +1,4 @@
-"""Measurement of one open index on the test queries: results first, then interleaved timed passes."""
+"""Measurement of one open index on the test queries: results first, then interleaved timed passes, in rounds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from vqdistill.bench.datasets import DEPTH, Dataset
 from vqdistill.bench.referee import check
 from vqdistill.bench.store import Operation
-from vqdistill.bench.systems.base import Index
+from vqdistill.bench.systems.base import Index, Setting
 from vqdistill.bench.tuning import BATCH, K, Point, batches
 from vqdistill.bench.verify import best_of
 from vqdistill.types import F32Rows
@@ -28,7 +28,7 @@ MOST_SINGLE = 300
 class _Timed:
     """A setting under measurement."""
 
-    point: Point
+    setting: Setting
     calls: list[F32Rows]
     singles: list[F32Rows]
     seconds: list[npt.NDArray[np.float64]] = field(default_factory=list)
@@ -40,14 +40,14 @@ class _Timed:
         wall, cpu = np.empty(len(self.calls)), np.empty(len(self.calls))
         for number, call in enumerate(self.calls):
             begin, cpu_begin = time.perf_counter(), time.process_time()
-            index.search(call, K, self.point.setting)
+            index.search(call, K, self.setting)
             wall[number], cpu[number] = time.perf_counter() - begin, time.process_time() - cpu_begin
         self.seconds.append(wall)
         self.cpu_seconds.append(cpu)
         single = np.empty(len(self.singles))
         for number, query in enumerate(self.singles):
             begin = time.perf_counter()
-            index.search(query, K, self.point.setting)
+            index.search(query, K, self.setting)
             single[number] = time.perf_counter() - begin
         self.latencies.append(single)
 
@@ -72,7 +72,7 @@ def measure(
         checked = check(name, scores, ids, queries, docs, K, l2)
         reads = [one.reads for one in found]
         counts = [len(few) for few in batches(queries)]
-        timed.append(_planned(index, queries, point))
+        timed.append(_planned(index, queries, point.setting))
         facts = {
             "target": point.target,
             "setting": point.setting,
@@ -86,16 +86,40 @@ def measure(
         if deep:
             _add_deep(operation, name, index, dataset, point, (queries, docs))
         operations.append(operation)
-    yardstick = _yardstick(dataset, queries)
+    marks = _passes(index, dataset, timed, repetitions)
+    for operation, one in zip(operations, timed, strict=True):
+        operation.seconds, operation.cpu_seconds = np.array(one.seconds), np.array(one.cpu_seconds)
+        operation.latencies = np.array(one.latencies)
+    return operations, marks
+
+
+def measure_again(
+    index: Index, dataset: Dataset, operations: list[Operation], repetitions: int
+) -> tuple[list[Operation], list[float]]:
+    """Add timed passes to operations that were measured before, over the same queries; also return the yardstick."""
+    queries = dataset.rows("test")
+    timed = []
+    for operation in operations:
+        calls = batches(queries[: operation.facts["timed"]])
+        singles = batches(queries[: operation.latencies.shape[1]], 1)
+        timed.append(_Timed(operation.facts["setting"], calls, singles))
+        for few in (calls[0], singles[0]):
+            index.search(few, K, operation.facts["setting"])  # to be warm
+    marks = _passes(index, dataset, timed, repetitions)
+    for operation, one in zip(operations, timed, strict=True):
+        operation.add_passes(one.seconds, one.cpu_seconds, one.latencies)
+    return operations, marks
+
+
+def _passes(index: Index, dataset: Dataset, timed: list[_Timed], repetitions: int) -> list[float]:
+    """Time passes over all settings in turn, each after the yardstick, whose seconds are returned."""
+    yardstick = _yardstick(dataset, dataset.rows("test"))
     marks = []
     for _ in range(repetitions):
         marks.append(_clocked(yardstick))
         for one in timed:
             one.answer(index)
-    for operation, one in zip(operations, timed, strict=True):
-        operation.seconds, operation.cpu_seconds = np.array(one.seconds), np.array(one.cpu_seconds)
-        operation.latencies = np.array(one.latencies)
-    return operations, marks
+    return marks
 
 
 def _add_deep(
@@ -111,15 +135,15 @@ def _add_deep(
     operation.facts["findings"] += [vars(f) for f in checked.findings if f.refused and f.kind not in known_kinds]
 
 
-def _planned(index: Index, queries: F32Rows, point: Point) -> _Timed:
+def _planned(index: Index, queries: F32Rows, setting: Setting) -> _Timed:
     """Choose how many queries a pass has, from how long some take, and warm up with them."""
     calls = batches(queries[:MOST_TIMED])
-    took = _clocked(lambda: index.search(calls[0], K, point.setting))
+    took = _clocked(lambda: index.search(calls[0], K, setting))
     calls = calls[: max(1, min(len(calls), int(PASS_SECONDS / max(took, 1e-9))))]
     singles = batches(queries[:MOST_SINGLE], 1)
-    took = _clocked(lambda: index.search(singles[0], K, point.setting))
+    took = _clocked(lambda: index.search(singles[0], K, setting))
     singles = singles[: max(20, min(len(singles), int(PASS_SECONDS / max(took, 1e-9))))]
-    return _Timed(point, calls, singles)
+    return _Timed(setting, calls, singles)
 
 
 def _yardstick(dataset: Dataset, queries: F32Rows) -> Callable[[], object]:

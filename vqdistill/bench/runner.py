@@ -1,4 +1,4 @@
-"""Runs systems one after the other, each in fresh processes; what is finished is never repeated."""
+"""Runs systems one after the other in fresh processes, and times them in rounds; what is finished is never repeated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ class Options:
     """of a build, and of a measurement"""
     cores: tuple[int, ...] = (0,)
     """builds use all of them, searches the first"""
-    repetitions: int = 7
+    repetitions: int = 3
+    """timed passes of a round"""
+    rounds: int = 3
+    """over all runs: when the machine is slow for a minute, no system has all its passes in it"""
     repeats: int = 1
     """measurements of each index, which is built and tuned once"""
     seed: int = 0
@@ -99,6 +102,14 @@ def run_all(dataset: Dataset, options: Options, say: Callable[[str], None]) -> d
             failure.unlink(missing_ok=True)
             counts["done"] += 1
             say(f"{run.name}: done")
+    for number in range(1, options.rounds):
+        for run in planned(dataset, options):
+            path = dataset.folder / f"{run.name}{store.SUFFIX}"
+            try:
+                if path.exists() and _again(dataset, options, run, path, number):
+                    say(f"{run.name}: round {number + 1} of {options.rounds}")
+            except RunFailed as error:
+                say(f"{run.name}: round {number + 1} is missing: {error}")
     return counts
 
 
@@ -112,16 +123,22 @@ def _record_missing(dataset: Dataset, options: Options) -> None:
     (dataset.folder / "missing.json").write_text(json.dumps(missing, indent=1))
 
 
-def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
-    folder = dataset.folder / "work" / run.index_name
-    job: dict[str, Any] = {
+def _job(dataset: Dataset, options: Options, run: Planned) -> tuple[Path, dict[str, Any]]:
+    """Return the folder that a run works in, and what all its stages are told."""
+    job = {
         "dataset": str(dataset.folder),
         "system": run.entry.name,
         "budget": run.budget,
         "allowance_bytes": run.allowance_bytes,
         "threads": len(options.cores),
         "seed": run.seed,
+        "repetitions": options.repetitions,
     }
+    return dataset.folder / "work" / run.index_name, job
+
+
+def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
+    folder, job = _job(dataset, options, run)
     if not (folder / "built.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "index").mkdir(parents=True)
@@ -132,7 +149,6 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
     more = {
         "tuned": _once("tune", "tuned.json", job, folder, one, ("targets", "tune_seconds")),
         "repeat": run.repeat,
-        "repetitions": options.repetitions,
         "core": options.cores[0],
     }
     run_stage("measure", job | more, folder, one)
@@ -143,6 +159,18 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
         measured.facts["memory"] = memory.memories(prober)
     store.write_run(measured, path)
     (folder / "measured.h5").unlink()
+
+
+def _again(dataset: Dataset, options: Options, run: Planned, path: Path, number: int) -> bool:
+    """Add round `number` to the timed passes of a run, unless it has it; its index is in the work folder still."""
+    folder, job = _job(dataset, options, run)
+    if store.read_run(path).facts.get("rounds", 1) > number:
+        return False
+    if not (folder / "built.json").exists():
+        raise RunFailed(f"{folder} does not have its index any more")
+    run_stage("again", job | {"run": str(path)}, folder, Place(options.cores[:1], options.time_limit_s))
+    (folder / "measured.h5").replace(path)
+    return True
 
 
 def _once(

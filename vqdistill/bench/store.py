@@ -41,13 +41,19 @@ class Operation:
     """(q, 100) where labels are known"""
     deep_scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
+    def add_passes(self, seconds: Any, cpu_seconds: Any, latencies: Any) -> None:
+        """Keep more timed passes: (r, c), (r, c) and (r, s) as those that there are."""
+        self.seconds = np.concatenate((self.seconds, seconds))
+        self.cpu_seconds = np.concatenate((self.cpu_seconds, cpu_seconds))
+        self.latencies = np.concatenate((self.latencies, latencies))
+
 
 @dataclass
 class Run:
     """One system at one budget."""
 
     facts: dict[str, Any]
-    """system, budget, repeat, seed, dataset, bytes, memory, build, machine, versions, options, yardstick"""
+    """system, budget, repeat, seed, dataset, bytes, memory, build, machine, versions, options, yardstick, rounds"""
     operations: list[Operation]
     path: Path | None = None
     """file that it was read from"""

@@ -1,4 +1,4 @@
-"""Work of one run in a process of its own: `python -m vqdistill.bench.worker build|tune|measure|probe JOB.json`."""
+"""Work of one run in a process of its own: `python -m vqdistill.bench.worker STAGE JOB.json`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import numpy as np
 from vqdistill.bench import systems
 from vqdistill.bench.datasets import Dataset, open_prepared, read_qrels
 from vqdistill.bench.machine import machine, versions
-from vqdistill.bench.measure import measure
+from vqdistill.bench.measure import measure, measure_again
 from vqdistill.bench.pages import memory_of_this_process
-from vqdistill.bench.store import Run, write_run
+from vqdistill.bench.store import Run, read_run, write_run
 from vqdistill.bench.systems.base import Task, files_bytes
 from vqdistill.bench.tuning import K, Point, Questions, tune
 from vqdistill.bench.verify import best_of, map_rows
@@ -74,11 +74,23 @@ def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "bytes": index.bytes,
         "tune_s": job["tuned"]["seconds"],
         "yardstick_s": yardstick,
+        "rounds": 1,
         "machine": machine(),
         "versions": versions(),
     }
     write_run(Run(facts | {name: job[name] for name in _OF_JOB}, operations), folder / "measured.h5")
     return {"operations": len(operations)}
+
+
+def again(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Add a round of timed passes to the run of a job; the longer run goes to `folder`/measured.h5."""
+    dataset, run = open_prepared(Path(job["dataset"])), read_run(Path(job["run"]))
+    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+    _, yardstick = measure_again(index, dataset, run.operations, job["repetitions"])
+    run.facts["yardstick_s"] += yardstick
+    run.facts["rounds"] = run.facts.get("rounds", 1) + 1
+    write_run(run, folder / "measured.h5")
+    return {"rounds": run.facts["rounds"]}
 
 
 _OF_JOB = ("system", "budget", "allowance_bytes", "repeat", "seed", "targets", "core")
@@ -105,7 +117,7 @@ def probe(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"before": before, "opened": opened, "answered": answered}
 
 
-STAGES = {"build": build, "tune": tuned, "measure": measured, "probe": probe}
+STAGES = {"build": build, "tune": tuned, "measure": measured, "again": again, "probe": probe}
 
 
 def main(stage: str, path: str) -> None:

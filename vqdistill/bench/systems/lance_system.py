@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vqdistill.errors import BudgetInfeasible
 from vqdistill.types import F32Rows
 
 _DISTANCES = {"ip": "dot", "l2": "l2"}
-_TABLE = "rows"
+_TABLE, _OPTIONS = "rows", "options.json"
 
 
 class Lance:
@@ -35,23 +36,36 @@ class Lance:
         )
         config, options = self._config(n, d, task)
         table.create_index("vector", config=config, wait_timeout=timedelta(hours=10))
+        (folder / _OPTIONS).write_text(json.dumps(options))
         return options
 
     def _config(self, n: int, d: int, task: Task) -> tuple[Any, dict[str, Any]]:
-        """Return the index with the longest codes that fit the allowance; row ids are 8 bytes."""
-        limit = task.allowance_bytes or 1 << 62
-        nlist = lists_for(n)
-        distance = _DISTANCES[task.metric]
-        while nlist >= 1:
-            room = (limit - 4 * d * nlist) // n - 8
-            if self._kind == "ivfrq" and room >= d // 8 + 8:
-                return IvfRq(distance_type=distance, num_partitions=nlist, num_bits=1), {"nlist": nlist, "num_bits": 1}
-            pq = [m for m in range(1, d + 1) if d % m == 0 and m <= (limit - 4 * d * (nlist + 256)) // n - 8]
-            if self._kind == "ivfpq" and pq:
-                made = IvfPq(distance_type=distance, num_partitions=nlist, num_sub_vectors=pq[-1], num_bits=8)
-                return made, {"nlist": nlist, "num_sub_vectors": pq[-1], "num_bits": 8}
-            nlist //= 2
-        raise BudgetInfeasible(f"no {self._kind} codes of Lance and ids of 8 B fit {limit:,} B with {n} x {d} rows")
+        """Return the index with the longest codes that fit the allowance.
+
+        Lists are halved, beyond what codes need to fit at all, where that makes room for codes half as long again: with
+        few bytes their length decides.
+        """
+        limit, most = task.allowance_bytes or 1 << 62, lists_for(n)
+        length, nlist = 0, 0
+        for lists in (most >> shift for shift in range(most.bit_length())):
+            fits = self._longest(limit, n, d, lists)
+            if fits and fits >= 1.5 * length:
+                length, nlist = fits, lists
+        if not length:
+            raise BudgetInfeasible(f"no {self._kind} codes of Lance and ids of 8 B fit {limit:,} B with {n} x {d} rows")
+        shared: dict[str, Any] = {"distance_type": _DISTANCES[task.metric], "num_partitions": nlist}
+        if self._kind == "ivfrq":
+            return IvfRq(num_bits=1, **shared), {"nlist": nlist, "num_bits": 1}
+        made = IvfPq(num_sub_vectors=length, num_bits=8, **shared)
+        return made, {"nlist": nlist, "num_sub_vectors": length, "num_bits": 8}
+
+    def _longest(self, limit: int, n: int, d: int, nlist: int) -> int:
+        """Return the bytes of the longest codes that fit beside centroids, codewords and ids of 8 bytes; 0 = none."""
+        if self._kind == "ivfrq":
+            fixed = d // 8 + 8
+            return fixed if fixed <= (limit - 4 * d * nlist) // n - 8 else 0
+        room = (limit - 4 * d * (nlist + 256)) // n - 8
+        return max((m for m in range(1, min(d, room) + 1) if d % m == 0), default=0)
 
     def open(self, folder: Path, rows: F16Rows, metric: str) -> Index:
         """See System."""
@@ -66,12 +80,12 @@ class LanceIndex:
         self._table.prewarm_index("vector_idx")  # into memory, as everybody's
         self._rows, self._l2, self._distance = rows, metric == "l2", _DISTANCES[metric]
         self.bytes = {"index files, all of which are cached": files_bytes(folder / f"{_TABLE}.lance" / "_indices")}
-        self._nlist = lists_for(len(rows))
+        self._nlist = int(json.loads((folder / _OPTIONS).read_text())["nlist"])
 
     def ladders(self) -> list[list[Setting]]:
         """See Index."""
         factors = sorted({max(1, refine // 10) for refine in REFINE})
-        return [[probe | {"refine_factor": f} for f in factors if f <= 60] for probe in nprobes(self._nlist)[::2]]
+        return [[probe | {"refine_factor": f} for f in factors] for probe in nprobes(self._nlist)[::2]]
 
     def search(self, queries: F32Rows, k: int, setting: Setting) -> Found:
         """See Index; of what it has verified by float16 rows, its k results are scored again here."""

@@ -12,6 +12,7 @@ import svs
 from vqdistill.bench.systems.base import Found, Index, Setting, Task, files_bytes
 from vqdistill.bench.systems.ladders import EF_LADDER
 from vqdistill.bench.verify import F16Rows, best_of
+from vqdistill.errors import VqdistillError
 from vqdistill.types import F32Rows
 
 _DISTANCES = {"ip": svs.DistanceType.MIP, "l2": svs.DistanceType.L2}
@@ -23,6 +24,8 @@ class Svs:
 
     def build(self, task: Task, folder: Path) -> dict[str, Any]:
         """See System."""
+        if "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"):
+            raise VqdistillError("LVQ codes of SVS need a processor of Intel: elsewhere it ends the process")
         alpha = 0.95 if task.metric == "ip" else 1.2
         parameters = svs.VamanaBuildParameters(
             graph_max_degree=_DEGREE, window_size=_WINDOW, alpha=alpha, use_full_search_history=True
