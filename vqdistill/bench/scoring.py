@@ -80,16 +80,17 @@ def label_metrics(ids: npt.NDArray[np.int64], qrels: Relevance, measures: dict[s
     measures : name -> measure of ir-measures
     """
     judged = np.flatnonzero(qrels.counts)
-    known, ran = [], []
-    for query in judged:
+    known: dict[str, dict[str, int]] = {}
+    ran: dict[str, dict[str, float]] = {}
+    for query, row in zip(judged.tolist(), ids[judged].tolist(), strict=True):
         name = f"{query:09}"
         span = slice(qrels.offsets[query], qrels.offsets[query + 1])
         pairs = zip(qrels.docs[span], qrels.scores[span], strict=True)
-        known += [ir_measures.Qrel(name, str(doc), max(0, math.ceil(grade))) for doc, grade in pairs]
+        known[name] = {str(doc): max(0, math.ceil(grade)) for doc, grade in pairs}
         # trec_eval sorts by score and then by name; ranks keep the order of a system where scores are equal.
-        ran += [ir_measures.ScoredDoc(name, str(doc), float(-rank)) for rank, doc in enumerate(ids[query]) if doc >= 0]
+        ran[name] = {str(doc): float(-rank) for rank, doc in enumerate(row) if doc >= 0}
     values = {name: np.zeros(len(judged)) for name in measures}
-    at = {f"{query:09}": place for place, query in enumerate(judged)}
+    at = {name: place for place, name in enumerate(known)}
     names = {measure: name for name, measure in measures.items()}
     for one in ir_measures.iter_calc(list(measures.values()), known, ran):
         values[names[one.measure]][at[one.query_id]] = one.value
