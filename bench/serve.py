@@ -84,6 +84,8 @@ def measure(index: Path, dataset: Path, seconds: float) -> dict[str, Any]:
         best = max(statistics.median(each.per_second for each in seen) for seen in closed.values())
         tried = [sustained(server, single, best, brief)]
         while set(tried[-1]["statuses"]) != {"200"}:
+            if tried[-1]["rate_per_s"] < 1:
+                raise SystemExit(f"not even one request a second is answered whole: {tried[-1]['statuses']}")
             tried.append(sustained(server, single, STEP * tried[-1]["rate_per_s"], brief))
         capacity = tried[-1]["rate_per_s"]
         result: dict[str, Any] = {
