@@ -81,22 +81,16 @@ def measure(
             "findings": [vars(finding) for finding in checked.findings],
             "timed": sum(map(len, timed[-1].calls)),
         }
-        none = np.empty(0)
-        operation = Operation(facts, checked.ids, checked.scores, none, none, np.empty((0, 0)))
+        calls, singles = np.empty((0, len(timed[-1].calls))), np.empty((0, len(timed[-1].singles)))
+        operation = Operation(facts, checked.ids, checked.scores, calls, calls, singles)
         if deep:
             _add_deep(operation, name, index, dataset, point, (queries, docs))
         operations.append(operation)
-    marks = _passes(index, dataset, timed, repetitions)
-    for operation, one in zip(operations, timed, strict=True):
-        operation.seconds, operation.cpu_seconds = np.array(one.seconds), np.array(one.cpu_seconds)
-        operation.latencies = np.array(one.latencies)
-    return operations, marks
+    return operations, _passes(index, dataset, operations, timed, repetitions)
 
 
-def measure_again(
-    index: Index, dataset: Dataset, operations: list[Operation], repetitions: int
-) -> tuple[list[Operation], list[float]]:
-    """Add timed passes to operations that were measured before, over the same queries; also return the yardstick."""
+def measure_again(index: Index, dataset: Dataset, operations: list[Operation], repetitions: int) -> list[float]:
+    """Add timed passes to operations that were measured before, over the same queries; return the yardstick's times."""
     queries = dataset.rows("test")
     timed = []
     for operation in operations:
@@ -105,20 +99,21 @@ def measure_again(
         timed.append(_Timed(operation.facts["setting"], calls, singles))
         for few in (calls[0], singles[0]):
             index.search(few, K, operation.facts["setting"])  # to be warm
-    marks = _passes(index, dataset, timed, repetitions)
-    for operation, one in zip(operations, timed, strict=True):
-        operation.add_passes(one.seconds, one.cpu_seconds, one.latencies)
-    return operations, marks
+    return _passes(index, dataset, operations, timed, repetitions)
 
 
-def _passes(index: Index, dataset: Dataset, timed: list[_Timed], repetitions: int) -> list[float]:
-    """Time passes over all settings in turn, each after the yardstick, whose seconds are returned."""
+def _passes(
+    index: Index, dataset: Dataset, operations: list[Operation], timed: list[_Timed], repetitions: int
+) -> list[float]:
+    """Add timed passes over all operations in turn, each after the yardstick, whose seconds are returned."""
     yardstick = _yardstick(dataset, dataset.rows("test"))
     marks = []
     for _ in range(repetitions):
         marks.append(_clocked(yardstick))
         for one in timed:
             one.answer(index)
+    for operation, one in zip(operations, timed, strict=True):
+        operation.add_passes(one.seconds, one.cpu_seconds, one.latencies)
     return marks
 
 

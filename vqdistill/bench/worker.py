@@ -19,7 +19,7 @@ from vqdistill.bench.machine import machine, versions
 from vqdistill.bench.measure import measure, measure_again
 from vqdistill.bench.pages import memory_of_this_process
 from vqdistill.bench.store import Run, read_run, write_run
-from vqdistill.bench.systems.base import Task, files_bytes
+from vqdistill.bench.systems.base import Index, Task, files_bytes
 from vqdistill.bench.tuning import K, Point, Questions, tune
 from vqdistill.bench.verify import best_of, map_rows
 from vqdistill.errors import InvalidInput, VqdistillError
@@ -52,10 +52,14 @@ def build(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {"options": options, "seconds": seconds, "threads": job["threads"]} | sizes
 
 
+def _opened(job: dict[str, Any], folder: Path) -> tuple[Dataset, Index]:
+    dataset = open_prepared(Path(job["dataset"]))
+    return dataset, systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+
+
 def tuned(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Choose the settings of the index of a job."""
-    dataset = open_prepared(Path(job["dataset"]))
-    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+    dataset, index = _opened(job, folder)
     questions = Questions.of(dataset.rows("tune"), dataset.truth("tune"))
     begin = time.perf_counter()
     points = tune(index, questions, job["targets"], begin + job["tune_seconds"])
@@ -64,8 +68,7 @@ def tuned(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Measure the index of a job at the settings chosen; the run goes to `folder`/measured.h5."""
-    dataset = open_prepared(Path(job["dataset"]))
-    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
+    dataset, index = _opened(job, folder)
     points = [Point(**point) for point in job["tuned"]["points"]]
     deep = read_qrels(dataset.truth_path) is not None
     operations, yardstick = measure(job["system"], index, dataset, points, job["repetitions"], deep)
@@ -84,10 +87,9 @@ def measured(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def again(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Add a round of timed passes to the run of a job; the longer run goes to `folder`/measured.h5."""
-    dataset, run = open_prepared(Path(job["dataset"])), read_run(Path(job["run"]))
-    index = systems.load(job["system"]).open(folder / INDEX, dataset.f16(), dataset.metric)
-    _, yardstick = measure_again(index, dataset, run.operations, job["repetitions"])
-    run.facts["yardstick_s"] += yardstick
+    dataset, index = _opened(job, folder)
+    run = read_run(Path(job["run"]))
+    run.facts["yardstick_s"] += measure_again(index, dataset, run.operations, job["repetitions"])
     run.facts["rounds"] = run.facts.get("rounds", 1) + 1
     write_run(run, folder / "measured.h5")
     return {"rounds": run.facts["rounds"]}
