@@ -13,6 +13,7 @@ import pyarrow as pa
 from lancedb.index import IvfPq, IvfRq
 
 from vqdistill.bench.systems.base import REFINE, Found, Index, Setting, Task, files_bytes, lists_for, nprobes
+from vqdistill.bench.tuning import K
 from vqdistill.bench.verify import F16Rows, best_of
 from vqdistill.errors import BudgetInfeasible
 from vqdistill.types import F32Rows
@@ -84,18 +85,21 @@ class LanceIndex:
 
     def ladders(self) -> list[list[Setting]]:
         """See Index."""
-        factors = sorted({max(1, refine // 10) for refine in REFINE})
-        return [[probe | {"refine_factor": f} for f in factors] for probe in nprobes(self._nlist)[::2]]
+        rows = sorted({max(1, refine // K) * K for refine in REFINE})
+        return [[probe | {"refine": refine} for refine in rows] for probe in nprobes(self._nlist)[::2]]
 
     def search(self, queries: F32Rows, k: int, setting: Setting) -> Found:
-        """See Index; of what it has verified by float16 rows, its k results are scored again here."""
-        ids = np.full((len(queries), k), -1, np.int64)
+        """See Index; of what it has verified by float16 rows, its k results are scored again here.
+
+        `refine` are rows, as everybody's, whatever k is: Lance multiplies a factor by k.
+        """
+        ids, factor = np.full((len(queries), k), -1, np.int64), max(1, setting["refine"] // k)
         for row, query in zip(ids, queries, strict=True):
             asked = self._table.search(query).distance_type(self._distance).nprobes(setting["nprobe"])
-            found = asked.refine_factor(setting["refine_factor"]).limit(k).select(["id", "_distance"]).to_arrow()
+            found = asked.refine_factor(factor).limit(k).select(["id", "_distance"]).to_arrow()
             named = found["id"].to_numpy()
             row[: len(named)] = named
-        return Found(*best_of(self._rows, queries, ids, k, self._l2), float(k * setting["refine_factor"]))
+        return Found(*best_of(self._rows, queries, ids, k, self._l2), float(k * factor))
 
 
 def make(name: str) -> Lance:
