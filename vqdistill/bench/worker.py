@@ -99,7 +99,7 @@ _OF_JOB = ("system", "budget", "allowance_bytes", "repeat", "seed", "targets", "
 
 
 def probe(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Open the index, see what memory that takes, and answer queries one at a time."""
+    """Open the index, see what memory that takes, and answer queries one at a time, the last of some passes timed."""
     dataset = Dataset(**{**job["facts"], "folder": Path(job["dataset"])})
     system = systems.load(job["system"])
     rows = map_rows(dataset.f16_path)
@@ -109,11 +109,12 @@ def probe(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     before = memory_of_this_process()
     index = system.open(folder / INDEX, rows, dataset.metric)
     opened = memory_of_this_process()
-    seconds, found = [], []
-    for query in queries[:, None]:
-        begin = time.perf_counter()
-        found.append(index.search(query, K, job["setting"]).ids[0])
-        seconds.append(time.perf_counter() - begin)
+    for _ in range(job["passes"]):
+        seconds, found = [], []
+        for query in queries[:, None]:
+            begin = time.perf_counter()
+            found.append(index.search(query, K, job["setting"]).ids[0])
+            seconds.append(time.perf_counter() - begin)
     answered = memory_of_this_process()
     np.savez(job["answers"], ids=np.array(found), seconds=np.array(seconds))
     return {"before": before, "opened": opened, "answered": answered}
