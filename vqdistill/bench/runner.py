@@ -164,7 +164,7 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
 def _again(dataset: Dataset, options: Options, run: Planned, path: Path, number: int) -> bool:
     """Add round `number` to the timed passes of a run, unless it has it; its index is in the work folder still."""
     folder, job = _job(dataset, options, run)
-    if store.read_run(path).facts.get("rounds", 1) > number:
+    if store.read_facts(path).get("rounds", 1) > number:
         return False
     if not (folder / "built.json").exists():
         raise RunFailed(f"{folder} does not have its index any more")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,21 +94,34 @@ def read_run(path: Path) -> Run:
     InvalidInput
         If the file is no run, or of a newer format.
     """
+    with _opened(path) as (file, facts):
+        groups = file.get("operations", {})
+        operations = [_operation(groups[str(number)]) for number in range(len(groups))]
+    return Run(facts, operations, path)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Read the facts of a run without its results; raises as `read_run`."""
+    with _opened(path) as (_, facts):
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, Any]]]:
+    """Open the file of a run, with its facts; what cannot be read of it meanwhile is told by a sentence."""
     try:
         with h5py.File(path) as file:
             version = int(file.attrs["format"])
             if version != FORMAT:
                 raise InvalidInput(f"{path} has format {version} of runs, this version reads {FORMAT}")
             facts = json.loads(file.attrs["facts"])
-            groups = file.get("operations", {})
-            operations = [_operation(groups[str(number)]) for number in range(len(groups))]
+            if not isinstance(facts, dict) or not {"system", "budget", "dataset", "bytes"} <= facts.keys():
+                raise InvalidInput(f"{path} is no run of vqdistill bench: it does not say of which system")
+            yield file, facts
     except InvalidInput:
         raise
     except _READ_ERRORS as error:
         raise InvalidInput(f"{path} is no run of vqdistill bench: {error}") from None
-    if not isinstance(facts, dict) or not {"system", "budget", "dataset", "bytes"} <= facts.keys():
-        raise InvalidInput(f"{path} is no run of vqdistill bench: it does not say of which system")
-    return Run(facts, operations, path)
 
 
 def _operation(group: Any) -> Operation:
