@@ -51,7 +51,7 @@ ablate: build
 	$(BIN)/python bench/ablate.py $(DATASETS)
 	$(BIN)/python bench/ablate.py --table --write docs/ABLATION.md
 
-# A few ratios of the sample against the stored ones: a loss beyond noise fails. `bench/check.py --store` stores anew.
+# A few figures of the sample against the stored ones: a loss beyond noise fails. `bench/check.py --store` stores anew.
 bench-check: build
 	$(BIN)/python bench/check.py
 

@@ -133,15 +133,24 @@ def test_lines_of_certificates_come_from_the_stored_results() -> None:
 
 
 def test_only_a_loss_beyond_noise_fails_the_check() -> None:
-    old = [check.Ratio("speed", "speed", 2.0, 1.9, 2.1), check.Ratio("reads", "reads", 3.0, 3.0, 3.0)]
-    fine = [check.Ratio("speed", "speed", 1.6, 1.5, 1.75), check.Ratio("reads", "reads", 2.9, 2.9, 2.9)]
+    old = [check.Figure("speed", "speed", 2.0, 1.9, 2.1), check.Figure("reads", "reads", 3.0, 3.0, 3.0)]
+    fine = [check.Figure("speed", "speed", 1.6, 1.5, 1.75), check.Figure("reads", "reads", 2.9, 2.9, 2.9)]
     assert check.losses(fine, old) == [] == check.losses(old, old)
-    slow = [check.Ratio("speed", "speed", 1.6, 1.5, 1.7), check.Ratio("reads", "reads", 2.8, 2.8, 2.8)]
+    slow = [check.Figure("speed", "speed", 1.6, 1.5, 1.7), check.Figure("reads", "reads", 2.8, 2.8, 2.8)]
     assert [text.split(":")[0] for text in check.losses(slow, old)] == ["speed", "reads"]
-    assert "not reached any more" in check.losses(slow[1:], old)[0]
+    assert "not measured any more" in check.losses(slow[1:], old)[0]
 
 
-def test_ratios_are_stored_for_the_check() -> None:
-    stored = check.json.loads(check.STORED.read_text(encoding="utf-8"))["ratios"]
-    assert {ratio["kind"] for ratio in stored} == set(check.SLACK)
-    assert all(ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in stored)
+def test_speeds_of_another_processor_are_not_compared() -> None:
+    old = [check.Figure(kind, kind, 2.0, 2.0, 2.0) for kind in check.SLACK]
+    here = {"processor": "A", "cpu_level": "avx2", "cores": 2}
+    assert check.comparable(old, here, here | {"cores": 8}) == old
+    for other in ({"processor": "B"}, {"cpu_level": "avx512"}):
+        kinds = [figure.kind for figure in check.comparable(old, here | other, here)]
+        assert sorted(kinds) == ["reads", "recall"]
+
+
+def test_figures_are_stored_for_the_check() -> None:
+    stored = check.json.loads(check.STORED.read_text(encoding="utf-8"))["figures"]
+    assert {figure["kind"] for figure in stored} == set(check.SLACK)
+    assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in stored)

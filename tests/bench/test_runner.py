@@ -22,7 +22,7 @@ from vqdistill.bench.scoring import Judge
 from vqdistill.bench.summary import summarize
 from vqdistill.bench.systems.base import SHARES, Task, lists_for, nprobes
 from vqdistill.bench.systems.faiss_recipes import Recipe, build, resident_bytes
-from vqdistill.bench.tuning import K
+from vqdistill.bench.tuning import K, Point
 from vqdistill.cli import main
 from vqdistill.errors import BudgetInfeasible, MissingDependency, VqdistillError
 from vqdistill.evaluate.run import evaluate
@@ -246,6 +246,25 @@ def test_rounds_add_passes_in_turn_and_only_once(finished: Dataset, monkeypatch:
         for name, run in before.items():
             if run.path is not None:
                 run.path.write_bytes(kept[name])
+
+
+def test_given_settings_are_measured_instead_of_tuned_ones(finished: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def spy(stage: str, *rest: Any) -> Any:
+        asked.append(stage)
+        return run_stage(stage, *rest)
+
+    monkeypatch.setattr(runner, "run_stage", spy)
+    point = Point(0.7, {"nprobe": 2, "implem": 0, "refine": 17}, None)
+    again = options(systems=NAMES[1:], repeats=2, given={NAMES[1]: (point,)})
+    assert run_all(finished, again, lambda text: None) == {"done": 1, "kept": 1, "failed": 0}
+    path = next(finished.folder.glob("faiss-ivfpq*-1.run.h5"))
+    (operation,) = store.read_run(path).operations
+    path.unlink()
+    assert asked == ["measure"]
+    facts = {name: operation.facts[name] for name in ("target", "setting", "tune_recall", "reads")}
+    assert facts == {"target": 0.7, "setting": point.setting, "tune_recall": None, "reads": 17.0}
 
 
 def test_a_round_needs_the_index(finished: Dataset) -> None:

@@ -69,7 +69,9 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Return the model of the processor as Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    """Return the processor as Linux names it, with its numbers: virtual machines hide the rest of the name."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']}, family {known.get('cpu family', '?')} model {known.get('model', '?')}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from vqdistill.bench.budgets import UNLIMITED, allowance_bytes
 from vqdistill.bench.datasets import Dataset
 from vqdistill.bench.processes import Place, RunFailed, run_stage
 from vqdistill.bench.systems import SYSTEMS, Entry
+from vqdistill.bench.tuning import Point
 from vqdistill.errors import BudgetInfeasible
 
 FRONTIER = (0.8, 0.9, 0.95, 0.98, 0.99)
@@ -44,6 +45,8 @@ class Options:
     """whether to measure memories and the cold page cache"""
     retry: bool = False
     """whether what failed before is tried again"""
+    given: Mapping[str, tuple[Point, ...]] = field(default_factory=dict)
+    """settings to measure instead of tuned ones, by system"""
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,12 @@ def _do(dataset: Dataset, options: Options, run: Planned, path: Path) -> None:
     built = _once("build", "built.json", job, folder, Place(options.cores, options.time_limit_s))
     one = Place(options.cores[:1], options.time_limit_s)
     job["targets"] = sorted({*options.targets, *FRONTIER})
-    job["tune_seconds"] = min(600.0, options.time_limit_s / 3)
-    more = {
-        "tuned": _once("tune", "tuned.json", job, folder, one, ("targets", "tune_seconds")),
-        "repeat": run.repeat,
-        "core": options.cores[0],
-    }
+    if run.entry.name in options.given:
+        tuned = {"points": [asdict(point) for point in options.given[run.entry.name]], "seconds": 0.0}
+    else:
+        job["tune_seconds"] = min(600.0, options.time_limit_s / 3)
+        tuned = _once("tune", "tuned.json", job, folder, one, ("targets", "tune_seconds"))
+    more = {"tuned": tuned, "repeat": run.repeat, "core": options.cores[0]}
     run_stage("measure", job | more, folder, one)
     measured = store.read_run(folder / "measured.h5")
     measured.facts |= {"build": built, "memory": None}

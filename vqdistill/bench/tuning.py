@@ -34,8 +34,8 @@ class Point:
     target: float
     """recall that it was chosen for; 1 = the most that any setting reaches"""
     setting: Setting
-    recall: float
-    """on tune queries"""
+    recall: float | None
+    """on tune queries; None = the setting was given, not tuned"""
 
 
 @dataclass(frozen=True)
