@@ -26,7 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from measuring import CANDIDATES, RESULTS, K, line, markdown, stored
+from measuring import CANDIDATES, RESULTS, K, line, markdown, stored, with_block
 
 from vqdistill.compiler.build import build, search_policy
 from vqdistill.compiler.passes import plan as make_plan
@@ -40,8 +40,8 @@ from vqdistill.kernels.threads import training_threads
 from vqdistill.progress import Progress
 
 GROUPS = ("stages", "losses", "samplers", "codes", "queries")
-BEGIN, END = "<!-- begin: bench/ablate.py -->", "<!-- end: bench/ablate.py -->"
-"""Lines of a document between which the table is written."""
+SCRIPT = "bench/ablate.py"
+"""What the lines of a document name between which the table is written."""
 
 
 @dataclass(frozen=True)
@@ -166,21 +166,6 @@ def tables(results: Path) -> str:
     return "\n\n".join(parts)
 
 
-def with_block(text: str, block: str) -> str:
-    """Return a document with `block` between its markers.
-
-    Raises
-    ------
-    SystemExit
-        If the markers are not both there, once and in order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    old, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in old + after or END in before + after:
-        raise SystemExit(f"the document must have one line {BEGIN} and one line {END} after it")
-    return f"{before}{BEGIN}\n\n{block}\n\n{END}{after}"
-
-
 def main() -> None:
     """Measure what has no stored result yet; print or write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,7 +184,7 @@ def main() -> None:
         if options.write is None:
             print(tables(options.results))
         else:
-            options.write.write_text(with_block(options.write.read_text(), tables(options.results)))
+            options.write.write_text(with_block(options.write.read_text(), SCRIPT, tables(options.results)))
         return
     if len(os.sched_getaffinity(0)) < options.threads:
         raise SystemExit(f"ablate.py needs {options.threads} cores, got {len(os.sched_getaffinity(0))}")

@@ -73,6 +73,27 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(map(line, (header, ["---"] * len(header), *rows)))
 
 
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines of a document between which a script writes."""
+    return f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+
+
+def with_block(text: str, name: str, block: str) -> str:
+    """Return a document with `block` between its markers.
+
+    Raises
+    ------
+    SystemExit
+        If the markers are not both there, once and in order.
+    """
+    first, last = markers(name)
+    before, begin, rest = text.partition(first)
+    old, end, after = rest.partition(last)
+    if not begin or not end or first in old + after or last in before + after:
+        raise SystemExit(f"the document must have one line {first} and one line {last} after it")
+    return f"{before}{first}\n\n{block}\n\n{last}{after}"
+
+
 class Seconds(Progress):
     """What each stage takes, by a clock; CPU seconds unless another one is given."""
 

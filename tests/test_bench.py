@@ -13,10 +13,13 @@ import h5py
 import measuring
 import numpy as np
 import pytest
+import report_table
 import variants
 
 from vqdistill.config import LOSSES, SAMPLERS, STAGES
 from vqdistill.data.relevance import Relevance
+
+BEGIN, END = measuring.markers("one")
 
 LISTS = Relevance(np.array([0, 3, 3, 5]), np.array([4, 0, 7, 2, 4]), np.array([0.9, 0.5, 0.1, 0.8, 0.7], np.float32))
 
@@ -97,18 +100,46 @@ def test_every_stage_loss_and_sampler_has_a_run_of_its_own() -> None:
 
 
 def test_a_table_replaces_only_what_is_between_its_markers() -> None:
-    text = f"above\n\n{ablate.BEGIN}\n\nold\n\n{ablate.END}\n\nbelow\n"
-    once = ablate.with_block(text, "new")
-    assert once == text.replace("old", "new") == ablate.with_block(once, "new")
+    text = f"above\n\n{BEGIN}\n\nold\n\n{END}\n\nbelow\n"
+    once = measuring.with_block(text, "one", "new")
+    assert once == text.replace("old", "new") == measuring.with_block(once, "one", "new")
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", ablate.BEGIN, ablate.END + ablate.BEGIN, 2 * (ablate.BEGIN + ablate.END), ablate.BEGIN + 2 * ablate.END],
+    ["", BEGIN, END + BEGIN, 2 * (BEGIN + END), BEGIN + 2 * END, "".join(measuring.markers("one more"))],
 )
 def test_a_document_without_clear_markers_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="must have one line"):
-        ablate.with_block(text, "new")
+        measuring.with_block(text, "one", "new")
+
+
+def test_documents_have_the_tables_of_the_stored_reports() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "BENCH.md").read_text(encoding="utf-8")
+    reports = {path.stem: json.loads(path.read_text()) for path in (measuring.RESULTS / "bench").glob("*.json")}
+    assert len(reports) >= 2
+    for name, report in reports.items():
+        script = f"bench/report_table.py {name}"
+        assert measuring.with_block(document, script, report_table.table(report)) == document
+
+
+def test_a_report_table_has_whatever_is_less_as_columns() -> None:
+    def entry(system: str, speed: float, reference: bool = False) -> dict[str, object]:
+        return {"system": system, "queries_per_s": speed, "reference": reference}
+
+    first = {"budget": "8B/vec", "target": 0.9, "entries": [entry("a", 1234.5), entry("b", 2000.0, True)]}
+    second = {"budget": "8B/vec", "target": 0.95, "entries": [entry("a", 10.0)]}
+    third = first | {"budget": "1MiB"}
+    narrow = report_table.table({"datasets": [{"best": [first]}]}).splitlines()
+    assert narrow == [
+        "| system | 8 B, 0.90 |",
+        "| --- | --- |",
+        "| b (all in memory) | 2,000 |",
+        "| a | 1,234 |",
+    ]
+    wide = report_table.table({"datasets": [{"best": [first, second, third]}]}).splitlines()
+    assert wide[0] == "| budget, recall | b (all in memory) | a |"
+    assert wide[2:] == ["| 8 B, 0.90 | 2,000 | 1,234 |", "| 8 B, 0.95 | - | 10 |", "| 1MiB, 0.90 | 2,000 | 1,234 |"]
 
 
 def test_halves_of_a_dataset_share_no_test_query(dataset: Path, tmp_path: Path) -> None:
