@@ -360,10 +360,10 @@ def test_the_key_is_asked_for(shelf: dict[str, Path]) -> None:
 
 
 def test_a_defect_is_a_sentence_too(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(local.service, "search", broken)
+    monkeypatch.setattr(local.service.indexes["rows"], "search", broken)
     assert refused(local.search("rows", {"queries": [GOOD]})) == (500, "the server failed; its log says why")
 
 

@@ -13,12 +13,13 @@ from starlette.types import Scope
 
 from vqdistill.errors import InvalidInput
 from vqdistill.server import models
-from vqdistill.server.answers import accepted, encode
-from vqdistill.server.bodies import as_array, as_ids, bounded, media_type, parse_message, parse_search, read_body
+from vqdistill.server.answers import accepted
+from vqdistill.server.bodies import as_array, as_ids, bounded, media_type, parse_message, read_body
 from vqdistill.server.config import NAME
 from vqdistill.server.info import describe, summarize
 from vqdistill.server.metrics import CONTENT_TYPE
 from vqdistill.server.problems import Problem
+from vqdistill.server.searches import Question
 from vqdistill.server.service import Service
 from vqdistill.wire import JSON, MSGPACK, NPY
 
@@ -104,15 +105,10 @@ async def search(name: Name, request: Request) -> Response:
     service = _service(request)
     service.index(name)
     kind = accepted(request.headers.get("accept"))
-    content_type, query = request.headers.get("content-type"), request.query_params
+    content_type, parameters = request.headers.get("content-type"), request.query_params
     with service.place():
         body = await read_body(request, service.limits)
-
-        def answer(timeout_s: float) -> Response:
-            asked = parse_search(content_type, body, query, service.limits)
-            return encode(service.search(name, asked, timeout_s), kind)
-
-        return await service.run(answer)
+        return await service.searches.ask(Question(name, content_type, parameters, body, kind))
 
 
 class DirectSearch(Route):

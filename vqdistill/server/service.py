@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
+from vqdistill.errors import VqdistillError
 from vqdistill.index.files import CURRENT
 from vqdistill.index.shardset import is_sharded
 from vqdistill.index.spec import SHARDS
 from vqdistill.searcher import Searcher
 from vqdistill.searcher import open as open_searcher
-from vqdistill.server.bodies import Asked
 from vqdistill.server.config import ServerConfig
 from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
 from vqdistill.server.problems import Problem
-from vqdistill.types import F32Rows, Hits
+from vqdistill.server.searches import Searches, left_s
 
 T = TypeVar("T")
 Opener = Callable[[Path], FleetSearcher]
 """Opens an index whose shards other processes hold."""
 _log = logging.getLogger(__name__)
-_STEPS = 8
-"""Values that the timeout of a search may take: the searcher remembers options that come again."""
 
 
 class Service:
@@ -55,6 +49,7 @@ class Service:
         self.metrics.measure_process()
         self._inside = 0
         self._threads = ThreadPoolExecutor(config.limits.concurrency, "search")
+        self.searches = Searches(self.indexes, self.limits, self.metrics, self._threads)
         self._refreshing = {name: asyncio.Lock() for name in self.indexes}
 
     @property
@@ -118,26 +113,9 @@ class Service:
         end = time.monotonic() + self.limits.timeout_s
 
         def call() -> T:
-            left = math.ceil((end - time.monotonic()) / self.limits.timeout_s * _STEPS) / _STEPS
-            if left <= 0:
-                raise SearchTimeout(f"the search waited longer than {self.limits.timeout_s:g} s")
-            return work(left * self.limits.timeout_s)
+            return work(left_s(end, self.limits.timeout_s))
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
-
-    def search(self, name: str, asked: Asked, timeout_s: float) -> Hits:
-        """Answer a search request, and count its work.
-
-        Raises
-        ------
-        InvalidInput, SearchTimeout, VqdistillError
-            As `Searcher.search`; and InvalidInput for ids that the index does not have.
-        """
-        searcher = self.index(name)
-        queries = asked.queries if asked.ids is None else stored_rows(searcher, asked.ids)
-        hits = searcher.search(queries, allow=asked.allow, timeout_s=timeout_s, **asked.options)
-        self.metrics.searched(name, hits)
-        return hits
 
     async def refresh(self, name: str) -> bool:
         """Serve the newest generation of an index from now on; requests under way end with theirs.
@@ -190,19 +168,3 @@ class Service:
         self._threads.shutdown()
         for searcher in self.indexes.values():
             searcher.reader.close()
-
-
-def stored_rows(searcher: Searcher | FleetSearcher, ids: Any) -> F32Rows:
-    """Return the rows (b, d) that the index stores for external ids (b,).
-
-    Raises
-    ------
-    InvalidInput
-        If it does not have one of them, or stores no rows.
-    """
-    reader = searcher.reader
-    positions = reader.positions_of(ids.tolist() if reader.manifest.ids == "str" else ids)
-    if (positions < 0).any():
-        unknown = ids[int(np.flatnonzero(positions < 0)[0])].item()
-        raise InvalidInput(f"ids must be ids of the index, got {unknown!r}, which it does not have")
-    return reader.dense_rows(positions)
