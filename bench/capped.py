@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -183,6 +182,8 @@ def report(
     options: argparse.Namespace,
 ) -> None:
     """Print the lines and store the raw figures."""
+    from measuring import circumstances  # here, because the capped process needs no Numba
+
     mib = 1 << 20
     capped, free = runs["capped"], runs["uncapped"]
     peak = capped["peak_charged"] or capped["peak_rss_bytes"]
@@ -209,8 +210,7 @@ def report(
         "recall": recall,
         "equal_answers": equal,
         "runs": runs,
-        "machine": {"processor": platform.processor() or platform.machine(), "kernel": platform.release()},
-    }
+    } | circumstances()
     RESULTS.write_text(json.dumps(raw, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import mmap
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 import numpy.typing as npt
+from measuring import circumstances
 
 import vqdistill
 from vqdistill._native import RowReader
@@ -135,21 +135,14 @@ def report(figures: dict[str, Any], needed: list[int], in_input_order: list[int]
     print(f"io_uring: {read:.1f} pages read a query, {distinct:.1f} distinct pages needed, ratio {read / distinct:.3f}")
     plain = np.mean(in_input_order)
     print(f"list order: {distinct:.1f} pages a query, input order {plain:.1f}, ratio {distinct / plain:.2f}")
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "kernel": platform.release(),
-    }
     raw = {
         "index": options.index.name,
         "split": options.split,
         "candidates": options.candidates,
-        "version": vqdistill.__version__,
-        "machine": machine,
         "pages_needed": needed,
         "pages_needed_in_input_order": in_input_order,
         "ways": figures,
-    }
+    } | circumstances()
     RESULTS.write_text(json.dumps(raw, sort_keys=True) + "\n", encoding="utf-8")
 
 
