@@ -35,6 +35,15 @@ class Slow:
         return self._search(queries, **options)
 
 
+async def until(done: Callable[[], bool]) -> None:
+    """Wait for something that another thread or task does soon."""
+    for _ in range(30_000):
+        if done():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it was not done within half a minute")
+
+
 def asked_at_once(local: Local, messages: Sequence[Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Slow, list[Any]]:
     """Return what came of requests that wait while a first one, of which there is no more, keeps the only thread."""
     searcher = local.service.indexes["rows"]
@@ -49,11 +58,9 @@ def asked_at_once(local: Local, messages: Sequence[Any], monkeypatch: pytest.Mon
                 return client.post("/v1/indexes/rows/search", json=message)
 
             first = asyncio.create_task(send({"queries": [0.5] * D}))
-            while not slow.calls:
-                await asyncio.sleep(0.001)
+            await until(lambda: bool(slow.calls))
             rest = [asyncio.create_task(send(message)) for message in messages]
-            while len(local.service.searches._batcher._jobs) < len(messages):
-                await asyncio.sleep(0.001)
+            await until(lambda: len(local.service.searches._batcher._jobs) == len(messages))
             slow.go.set()
             await first
             return [await one for one in rest]
@@ -133,9 +140,10 @@ def test_a_defect_is_told_to_all_and_the_threads_live_on() -> None:
 
 def test_large_requests_wait_for_nobody_and_nobody_is_lost() -> None:
     seen: list[list[int]] = []
-    held = threading.Event()
+    began, held = threading.Event(), threading.Event()
 
     def answer(jobs: Sequence[Job[int, int]]) -> Iterator[Sequence[Job[int, int]]]:
+        began.set()
         assert held.wait(30)
         seen.append([job.request for job in jobs])
         for job in jobs:
@@ -147,9 +155,10 @@ def test_large_requests_wait_for_nobody_and_nobody_is_lost() -> None:
         batcher = Batcher(answer, threads, 1)
 
         async def ask() -> list[int]:
-            asked = [asyncio.create_task(batcher.ask(at, size, 1.0)) for at, size in enumerate(sizes)]
-            while len(batcher._jobs) < len(sizes) - 1:
-                await asyncio.sleep(0.001)
+            asked = [asyncio.create_task(batcher.ask(0, sizes[0], 1.0))]
+            await asyncio.to_thread(began.wait, 30)
+            asked += [asyncio.create_task(batcher.ask(at, sizes[at], 1.0)) for at in range(1, len(sizes))]
+            await asyncio.sleep(0)  # each of them waits now
             held.set()
             return await asyncio.gather(*asked)
 
