@@ -138,6 +138,32 @@ def test_a_defect_is_told_to_all_and_the_threads_live_on() -> None:
     assert batcher._busy == 0 and not batcher._jobs
 
 
+def test_an_outcome_before_a_defect_is_told_as_well() -> None:
+    began, held = threading.Event(), threading.Event()
+
+    def answer(jobs: Sequence[Job[int, int]]) -> Iterator[Sequence[Job[int, int]]]:
+        began.set()
+        assert held.wait(30)
+        jobs[0].outcome = 7
+        if len(jobs) > 1:
+            raise ZeroDivisionError
+        yield jobs
+
+    with ThreadPoolExecutor(1) as threads:
+        batcher = Batcher(answer, threads, 1)
+
+        async def ask() -> list[Any]:
+            asked = [asyncio.create_task(batcher.ask(0, 1, 1.0))]
+            await asyncio.to_thread(began.wait, 30)
+            asked += [asyncio.create_task(batcher.ask(at, 1, 1.0)) for at in (1, 2)]
+            await asyncio.sleep(0)  # both wait now
+            held.set()
+            return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 30)
+
+        first, second, third = asyncio.run(ask())
+    assert (first, second) == (7, 7) and isinstance(third, ZeroDivisionError)
+
+
 def test_large_requests_wait_for_nobody_and_nobody_is_lost() -> None:
     seen: list[list[int]] = []
     began, held = threading.Event(), threading.Event()

@@ -36,7 +36,7 @@ class Job(Generic[T, R]):
 
     def settle(self) -> None:
         """Tell the one who waits, in the thread of its loop."""
-        if self.waiting.done():  # it gave up
+        if self.waiting.done():  # it gave up, or was told
             return
         if self.error is not None:
             self.waiting.set_exception(self.error)
@@ -80,10 +80,10 @@ class Batcher(Generic[T, R]):
                 for done in self.answer(jobs):
                     _tell(done)
             except Exception as error:  # a defect, which must not leave anyone waiting
-                left = [job for job in jobs if job.outcome is None and job.error is None]
-                for job in left:
-                    job.error = error
-                _tell(left)
+                for job in jobs:
+                    if job.outcome is None and job.error is None:
+                        job.error = error
+                _tell(jobs)
 
     def _take(self) -> list[Job[T, R]]:
         """Return this thread's share of the jobs that wait; none: it counts as free from now on."""
