@@ -50,7 +50,7 @@ def every_list(index: str | Path, dataset: str | Path) -> dict[str, Any]:
 def circumstances() -> dict[str, Any]:
     """Return where and with what a result was measured."""
     known = machine()
-    kept = {name: known[name] for name in ("processor", "cores", "cpu_level")}
+    kept = {name: known[name] for name in ("processor", "cores", "cpu_level", "kernel")}
     return {"version": vqdistill.__version__, "python": platform.python_version(), "machine": kept}
 
 
