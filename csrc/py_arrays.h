@@ -173,6 +173,7 @@ inline std::size_t require_m(std::size_t m) {
 void bind_engine(py::module_& module);
 void bind_kernels(py::module_& module);
 void bind_parts(py::module_& module);
+void bind_pool(py::module_& module);
 void bind_rows(py::module_& module);
 
 }  // namespace vqdistill

@@ -3,8 +3,7 @@
 #include <limits>
 #include <memory>
 
-#include "ivf_search.h"
-#include "py_index.h"
+#include "py_search.h"
 
 namespace vqdistill {
 namespace {
@@ -15,6 +14,11 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 bool python_interrupts() {
     const py::gil_scoped_acquire acquire;
     return PyErr_CheckSignals() != 0;
+}
+
+[[noreturn]] void raise_timed_out() {
+    PyErr_SetString(PyExc_TimeoutError, "timed out");
+    throw py::error_already_set();
 }
 
 // Runs a search without the GIL, under the limits of the call. What interrupted it is the Python error that is raised.
@@ -28,13 +32,18 @@ void run_limited(double timeout_s, Search search) {
     } catch (const Interrupted&) {
         throw py::error_already_set();
     } catch (const TimedOut&) {
-        PyErr_SetString(PyExc_TimeoutError, "timed out");
-        throw py::error_already_set();
+        raise_timed_out();
     }
 }
 
 constexpr std::size_t kStats = sizeof(QueryStats) / sizeof(std::int64_t);
 static_assert(sizeof(QueryStats) == kStats * sizeof(std::int64_t), "stats are seen as rows of int64");
+
+py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
+    py::array_t<std::int64_t> out = empty<std::int64_t>({stats.size(), kStats});
+    std::memcpy(out.mutable_data(), stats.data(), stats.size() * sizeof(QueryStats));
+    return out;
+}
 
 class Engine {
 public:
@@ -43,9 +52,10 @@ public:
         arrays_.require_mapped(search_.index(), search_.dense());
     }
 
-    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
-                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
-                     double timeout_s) const {
+    std::unique_ptr<PySearch> prepare_search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift,
+                                             float temperature, py::ssize_t refine, float misses, float error,
+                                             float deviations, const py::object& allow, py::ssize_t threads,
+                                             double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow.is_none() ? arrays_.alive() : allow, "allow", search_.index());
         const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
@@ -57,15 +67,21 @@ public:
                                     in_range("threads", threads, 1, 1024)};
         if (options.refine > 0) require_dense("refine", number(options.refine));
         if (misses > 0 && !(error > 0)) refuse("error", "positive", std::to_string(error));
-        py::array_t<float> scores = empty<float>({x.size(0), options.k});
-        py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.k});
-        float* const scores_out = scores.mutable_data();
-        std::int64_t* const positions_out = positions.mutable_data();
-        std::vector<QueryStats> stats(x.size(0));
-        run_limited(timeout_s, [&](CallLimits& limits) {
-            search_.search(x.data(), x.size(0), options, limits, scores_out, positions_out, stats.data());
+        return std::make_unique<PySearch>(search_, x, allowed, options, timeout_s);
+    }
+
+    py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
+                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
+                     double timeout_s) const {
+        const std::unique_ptr<PySearch> asked = prepare_search(queries, k, nprobe, lift, temperature, refine, misses,
+                                                               error, deviations, allow, threads, timeout_s);
+        const SearchCall& call = asked->call;
+        asked->begin();
+        run_limited(asked->timeout_s, [&](CallLimits& limits) {
+            search_.search(call.queries, call.q, call.options, limits, call.scores, call.positions, call.stats);
         });
-        return py::make_tuple(scores, positions, stats_array(stats));
+        asked->end();
+        return asked->result();
     }
 
     py::tuple candidates(const py::object& queries, py::ssize_t count, py::ssize_t nprobe, float lift, float temperature,
@@ -134,12 +150,6 @@ private:
         return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
     }
 
-    static py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
-        py::array_t<std::int64_t> out = empty<std::int64_t>({stats.size(), kStats});
-        std::memcpy(out.mutable_data(), stats.data(), stats.size() * sizeof(QueryStats));
-        return out;
-    }
-
     Array<float> checked_queries(const py::object& queries) const {
         const std::string d = number(search_.index().d);
         return Array<float>(queries, "queries", "(q, " + d + ") float32", {kAny, arrays_.d()});
@@ -161,9 +171,54 @@ private:
 
 }  // namespace
 
+PySearch::PySearch(const IvfSearch& search, const Array<float>& queries, const Allow& allowed, const SearchOptions& options,
+                   double timeout_s)
+    : timeout_s(timeout_s),
+      queries_(queries),
+      allowed_(allowed),
+      scores_(empty<float>({queries.size(0), options.k})),
+      positions_(empty<std::int64_t>({queries.size(0), options.k})),
+      stats_(queries.size(0)) {
+    if (!(timeout_s > 0)) refuse("timeout_s", "positive", std::to_string(timeout_s));
+    call.index = &search;
+    call.queries = queries_.data();
+    call.q = queries_.size(0);
+    call.options = options;
+    call.scores = scores_.mutable_data();
+    call.positions = positions_.mutable_data();
+    call.stats = stats_.data();
+}
+
+void PySearch::begin() {
+    if (state_ != State::prepared) throw py::value_error("search must be new, but it was begun before");
+    state_ = State::running;
+}
+
+py::tuple PySearch::result() const {
+    if (state_ != State::ended) throw py::value_error("search must have ended, but it has not");
+    if (call.failure) {
+        try {
+            std::rethrow_exception(call.failure);
+        } catch (const TimedOut&) {
+            raise_timed_out();
+        }
+    }
+    return py::make_tuple(scores_, positions_, stats_array(stats_));
+}
+
 void bind_engine(py::module_& module) {
     using py::arg;
-    py::class_<Engine>(module, "Engine")
+    py::class_<PySearch>(module, "PreparedSearch").def("result", &PySearch::result);
+    py::class_<Engine> engine(module, "Engine");
+    const auto takes_search_options = [&](const char* name, auto method, auto... extra) {
+        engine.def(name, method, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f,
+                   arg("temperature") = 1.0f, arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f,
+                   arg("deviations") = kInfinity, arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity,
+                   extra...);
+    };
+    takes_search_options("search", &Engine::search);
+    takes_search_options("prepare_search", &Engine::prepare_search, py::keep_alive<0, 1>());
+    engine
         .def(py::init([](std::string metric, bool residual, py::object list_offsets, py::object router, py::object coarse,
                          py::object mean, py::object rotation, py::object codewords, py::object packed, int dense_fd,
                          std::int64_t dense_offset, std::string dense_dtype, py::object dense_map, std::string io,
@@ -180,9 +235,6 @@ void bind_engine(py::module_& module) {
              arg("query_adapter") = py::none(), arg("verify_adapter") = py::none(),
              arg("added") = py::tuple(), arg("alive") = py::none(), arg("spread") = py::tuple(),
              arg("whole") = py::none())
-        .def("search", &Engine::search, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f, arg("temperature") = 1.0f,
-             arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f, arg("deviations") = kInfinity,
-             arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
         .def("candidates", &Engine::candidates, arg("queries"), py::kw_only(), arg("count"), arg("nprobe"), arg("lift") = 0.0f,
              arg("temperature") = 1.0f, arg("deviations") = kInfinity, arg("rescore"), arg("allow") = py::none(),
              arg("threads"), arg("timeout_s") = kInfinity)

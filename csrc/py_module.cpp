@@ -32,5 +32,6 @@ PYBIND11_MODULE(_native, module) {
     bind_kernels(module);
     bind_engine(module);
     bind_parts(module);
+    bind_pool(module);
     bind_rows(module);
 }

@@ -339,6 +339,29 @@ class Engine:
         KeyboardInterrupt
             Or whatever else a signal handler raises, within a moment, when the main thread searches.
         """
+    def prepare_search(
+        self,
+        queries: _F32,
+        *,
+        k: int,
+        nprobe: int,
+        lift: float = 0.0,
+        temperature: float = 1.0,
+        refine: int,
+        misses: float = 0.0,
+        error: float = 0.0,
+        deviations: float = ...,
+        allow: _Allow | None = None,
+        threads: int,
+        timeout_s: float = ...,
+    ) -> PreparedSearch:
+        """Check what `search` would, for a `SearchPool` to run it; queries must not be changed until it has ended.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `search`.
+        """
     def candidates(
         self,
         queries: _F32,
@@ -430,6 +453,54 @@ class Engine:
         TypeError, ValueError, OSError, TimeoutError, KeyboardInterrupt
             As `search`.
         """
+
+@final
+class PreparedSearch:
+    """A search of an engine, which lives as long; see `Engine.prepare_search`."""
+
+    def result(self) -> tuple[_F32, _I64, _I64]:
+        """Return what `Engine.search` would, or raise its OSError or TimeoutError.
+
+        Raises
+        ------
+        ValueError
+            If it has not ended.
+        """
+
+@final
+class SearchPool:
+    """Threads that run prepared searches and never take the GIL.
+
+    Searches that wait while all threads are busy are shared out among them; those of a share that are of one engine and
+    differ in nothing but queries and timeout are searched together, up to 16, and up to 64 queries.
+
+    Parameters
+    ----------
+    threads : 1..1024
+    ready_fd : where 8 bytes are written whenever searches have ended: an eventfd, or the end of a pipe that does not
+        block. Not owned: keep it open until the pool is closed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or value.
+    RuntimeError
+        If the system gives not one thread.
+    """
+
+    def __init__(self, threads: int, ready_fd: int) -> None: ...
+    def submit(self, search: PreparedSearch, ticket: Any) -> None:
+        """Have a search run; its timeout begins now.
+
+        Raises
+        ------
+        ValueError
+            If it was submitted before, or the pool is closed.
+        """
+    def collect(self) -> list[Any]:
+        """Return the tickets of searches that have ended since the last time, whether they failed or not."""
+    def close(self) -> list[Any]:
+        """Wait for the searches that threads have begun, which can be collected then; tickets of the others."""
 
 @final
 class RowReader:

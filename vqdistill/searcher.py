@@ -16,7 +16,7 @@ from vqdistill.index.certificate import Rung
 from vqdistill.index.opening import open_index
 from vqdistill.index.reader import IndexReader
 from vqdistill.index.trace import CAUSES, Fate, Trace, fates, gaps_of, list_ranks, lists_of_rows, rows_of_ids
-from vqdistill.index.view import View
+from vqdistill.index.view import Call, View
 from vqdistill.types import WORK, Hits, RangeHits
 
 _TRACED = 10
@@ -91,19 +91,34 @@ class Searcher:
         VqdistillError
             If the dense file cannot be read.
         """
-        view, asked = self._view, (k, nprobe, coverage, refine, confidence, recall, threads, timeout_s)
+        call = self.call(
+            queries,
+            k,
+            nprobe=nprobe,
+            coverage=coverage,
+            refine=refine,
+            confidence=confidence,
+            recall=recall,
+            allow=allow,
+            threads=threads,
+            timeout_s=timeout_s,
+        )
+        with call.telling():
+            return call.hits(call.engine("search"))
+
+    def call(self, queries: Any, k: int = 10, *, allow: Any = None, **options: Any) -> Call:
+        """Check what a search asks for, without searching; parameters and InvalidInput as of `search`."""
+        view = self._view
         try:
-            params, options = view.known(*asked)
+            params, engine = view.known(k, **options)
         except TypeError:  # what cannot be a key is no option either; the check says so
-            params, options = view.options.of(*asked)
+            params, engine = view.options.of(k, **options)
         if allow is not None:
-            if recall is not None:
+            if options.get("recall") is not None:
+                recall = options["recall"]
                 raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
-            options = options | view.filter(allow)
-        scores, positions, work = view.run("search", view.prepared(queries), params, **options)
-        if recall is not None:
-            scores, positions = (np.ascontiguousarray(found[:, :k]) for found in (scores, positions))
-        return Hits(scores, *view.named(positions), work)
+            engine = engine | view.filter(allow)
+        return Call(view, view.prepared(queries), params, engine, k)
 
     def rung(self, recall: float, k: int = 10) -> Rung:
         """Return the certified way to search that `search(..., k, recall=recall)` takes, as `Certificate.choose`."""

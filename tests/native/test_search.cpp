@@ -1,5 +1,9 @@
 // Many threads in one IvfSearch, for the sanitizers: small integers, so that all of them must find the same.
+#include <algorithm>
+#include <condition_variable>
 #include <cstdio>
+#include <memory>
+#include <mutex>
 #include <random>
 #include <thread>
 
@@ -7,6 +11,7 @@
 #include "ivf_search.h"
 #include "pack.h"
 #include "parallel.h"
+#include "search_pool.h"
 
 using namespace vqdistill;
 
@@ -209,6 +214,155 @@ void check_threads_share_lists(const Arrays& arrays) {
     }
 }
 
+// Calls of one query each, and room for what they find.
+class Calls {
+public:
+    Calls(const IvfSearch& search, const Arrays& arrays, std::size_t n)
+        : calls_(n), scores_(n * kBest), positions_(n * kBest), stats_(n) {
+        for (std::size_t i = 0; i < n; ++i)
+            calls_[i] = {&search,
+                         arrays.queries.data() + i % kQueries * kD,
+                         1,
+                         {},
+                         CallLimits::Clock::time_point::max(),
+                         scores_.data() + i * kBest,
+                         positions_.data() + i * kBest,
+                         &stats_[i],
+                         nullptr};
+    }
+
+    SearchCall& operator[](std::size_t i) { return calls_[i]; }
+
+    void require_found(std::size_t i, const Found& wanted) const {
+        CHECK(!calls_[i].failure && stats_[i].lists > 0);
+        CHECK(std::equal(calls_[i].scores, calls_[i].scores + kBest, &wanted.scores[i % kQueries * kBest]));
+        CHECK(std::equal(calls_[i].positions, calls_[i].positions + kBest, &wanted.positions[i % kQueries * kBest]));
+    }
+
+private:
+    std::vector<SearchCall> calls_;
+    std::vector<float> scores_;
+    std::vector<std::int64_t> positions_;
+    std::vector<QueryStats> stats_;
+};
+
+// Collects from a pool until as many calls have ended as it waits for.
+class Collector {
+public:
+    void tell() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            told_ = true;
+        }
+        some_.notify_all();
+    }
+
+    void wait_for(SearchPool& pool, std::size_t n) {
+        while (n > 0) {
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                some_.wait(lock, [this] { return told_; });
+                told_ = false;
+            }
+            n -= pool.collect().size();
+        }
+    }
+
+private:
+    std::mutex mutex_;
+    std::condition_variable some_;
+    bool told_ = false;
+};
+
+void check_pool_finds_what_a_search_does(const Arrays& arrays) {
+    const DenseFile dense(arrays.dense);
+    const IvfSearch search(view_of(arrays, Metric::ip, true), dense.tier());
+    const std::vector<SearchOptions> ways = ways_to_search(arrays);
+    std::vector<Found> wanted;
+    for (const SearchOptions& options : ways) wanted.push_back(find(search, arrays, options, 1));
+    constexpr std::size_t kCalls = 600, kCallers = 3;
+    Calls calls(search, arrays, kCalls);
+    Collector collector;
+    SearchPool pool(2, [&] { collector.tell(); });
+    std::vector<std::thread> callers;
+    for (std::size_t caller = 0; caller < kCallers; ++caller)
+        callers.emplace_back([&, caller] {
+            for (std::size_t i = caller; i < kCalls; i += kCallers) {
+                calls[i].options = ways[i / 40 % ways.size()];
+                pool.submit(&calls[i]);
+            }
+        });
+    collector.wait_for(pool, kCalls);
+    for (std::thread& caller : callers) caller.join();
+    for (std::size_t i = 0; i < kCalls; ++i) calls.require_found(i, wanted[i / 40 % ways.size()]);
+    CHECK(pool.stop().empty() && pool.collect().empty());
+}
+
+// While the only thread is held up, calls come that may be searched together, others, and one whose time is over.
+void check_pool_shares_what_waits(const Arrays& arrays) {
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, Metric::ip, true), no_dense);
+    const std::vector<SearchOptions> ways = ways_to_search(arrays);
+    const Found wanted[] = {find(search, arrays, ways[0], 1), find(search, arrays, ways[1], 1)};
+    constexpr std::size_t kCalls = 1 + SearchPool::kMostCalls + 4, kOther = 5, kLate = 9;
+    Calls calls(search, arrays, kCalls);
+    for (std::size_t i = 0; i < kCalls; ++i) calls[i].options = ways[i == kOther];
+    calls[kLate].end = CallLimits::Clock::now();
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool held_up = false, go_on = false;
+    std::vector<std::size_t> shares;
+    std::size_t ended = 0;
+    std::unique_ptr<SearchPool> pool;
+    pool = std::make_unique<SearchPool>(1, [&] {
+        std::unique_lock<std::mutex> lock(mutex);
+        held_up = true;
+        changed.notify_all();
+        changed.wait(lock, [&] { return go_on; });
+        shares.push_back(pool->collect().size());
+        ended += shares.back();
+        changed.notify_all();
+    });
+    pool->submit(&calls[0]);
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return held_up; });
+    for (std::size_t i = 1; i < kCalls; ++i) pool->submit(&calls[i]);
+    go_on = true;
+    changed.notify_all();
+    changed.wait(lock, [&] { return ended == kCalls; });
+    lock.unlock();
+    CHECK((shares == std::vector<std::size_t>{1, SearchPool::kMostCalls, 1, 3}));
+    for (std::size_t i = 0; i < kCalls; ++i) {
+        if (i != kLate) calls.require_found(i, wanted[i == kOther]);
+    }
+    bool timed_out = false;
+    try {
+        std::rethrow_exception(calls[kLate].failure);
+    } catch (const TimedOut&) {
+        timed_out = true;
+    }
+    CHECK(timed_out);
+}
+
+// What no thread has taken when a pool stops is given back, and what one has can be collected.
+void check_pool_stops(const Arrays& arrays) {
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, Metric::ip, true), no_dense);
+    constexpr std::size_t kCalls = 200;
+    const SearchOptions options = ways_to_search(arrays)[1];
+    const Found wanted = find(search, arrays, options, 1);
+    Calls calls(search, arrays, kCalls);
+    SearchPool pool(1, [] {});
+    for (std::size_t i = 0; i < kCalls; ++i) {
+        calls[i].options = options;
+        pool.submit(&calls[i]);
+    }
+    const std::size_t left = pool.stop().size();
+    const std::size_t ended = pool.collect().size();
+    CHECK(left + ended == kCalls);
+    for (std::size_t i = 0; i < ended; ++i) calls.require_found(i, wanted);
+}
+
 void check_each_task_runs_once() {
     for (const std::size_t threads : {1, 2, 7})
         for (const std::size_t tasks : {0, 1, 5, 1000}) {
@@ -243,6 +397,9 @@ int main() {
     check_concurrent_searches(arrays, Metric::ip, true);
     check_concurrent_searches(arrays, Metric::l2, false);
     check_calls_that_end_early(arrays);
+    check_pool_finds_what_a_search_does(arrays);
+    check_pool_shares_what_waits(arrays);
+    check_pool_stops(arrays);
     check_threads_share_lists(random_arrays(kHeavyRows));
     check_each_task_runs_once();
     check_exception_reaches_the_caller();

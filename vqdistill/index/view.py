@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +18,7 @@ from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.reader import IndexReader
-from vqdistill.types import F32Rows, Metric, as_f32_rows, unit_rows
+from vqdistill.types import F32Rows, Hits, Metric, as_f32_rows, unit_rows
 
 
 class Options:
@@ -28,13 +30,13 @@ class Options:
     def of(
         self,
         k: Any,
-        nprobe: Any,
-        coverage: Any,
-        refine: Any,
-        confidence: Any,
-        recall: Any,
-        threads: Any,
-        timeout_s: Any,
+        nprobe: Any = None,
+        coverage: Any = None,
+        refine: Any = None,
+        confidence: Any = None,
+        recall: Any = None,
+        threads: Any = 1,
+        timeout_s: Any = None,
     ) -> tuple[SearchParams, dict[str, Any]]:
         """Check what a search asks for, and turn it into options of the engine."""
         params = SearchParams(
@@ -121,11 +123,21 @@ class View:
         VqdistillError
             If the disk refuses.
         """
+        with self.telling(len(rows), params):
+            return self.call(method, rows, params, **options)
+
+    def call(self, method: str, rows: F32Rows, params: SearchParams, **options: Any) -> Any:
+        """Call a method of the engine, whose exceptions are still its own."""
+        timeout_s = math.inf if params.timeout_s is None else params.timeout_s
+        return getattr(self.engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
+
+    @contextmanager
+    def telling(self, queries: int, params: SearchParams) -> Iterator[None]:
+        """Say what exceptions of the engine mean, as `run` does."""
         try:
-            timeout_s = math.inf if params.timeout_s is None else params.timeout_s
-            return getattr(self.engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
+            yield
         except TimeoutError:
-            raise SearchTimeout(f"the search of {len(rows)} queries took longer than {params.timeout_s} s") from None
+            raise SearchTimeout(f"the search of {queries} queries took longer than {params.timeout_s} s") from None
         except OSError as error:
             raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
 
@@ -149,6 +161,34 @@ class View:
     def named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """External ids and row numbers of positions."""
         return named(self.reader, positions)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A search of one generation, which stays open until it has its hits."""
+
+    view: View
+    queries: F32Rows
+    params: SearchParams
+    options: dict[str, Any]
+    """of the engine"""
+    k: int
+    """results wanted; a certified search may find more"""
+
+    def engine(self, method: str) -> Any:
+        """Call `search` or `prepare_search` of the engine, whose exceptions are its own."""
+        return self.view.call(method, self.queries, self.params, **self.options)
+
+    def telling(self) -> AbstractContextManager[None]:
+        """Say what exceptions of the engine mean, as `View.run`."""
+        return self.view.telling(len(self.queries), self.params)
+
+    def hits(self, found: tuple[npt.NDArray[Any], ...]) -> Hits:
+        """Return what the engine found by external ids."""
+        scores, positions, work = found
+        if scores.shape[1] > self.k:
+            scores, positions = (np.ascontiguousarray(each[:, : self.k]) for each in (scores, positions))
+        return Hits(scores, *self.view.named(positions), work)
 
 
 def prepared(manifest: Manifest, rows: Any, name: str = "queries") -> F32Rows:
