@@ -59,10 +59,10 @@ def create_app(service: Service) -> FastAPI:
         exception_handlers={Exception: fail},
         redirect_slashes=False,
     )
-    app.router.routes.append(DirectSearch())
     for router in (api, around, console):
         app.include_router(router)
     answer_problems(app)
+    app.add_middleware(DirectSearch)
     app.add_middleware(RefuseWhenFull, service=service)
     app.add_middleware(RequireKey, service=service)
     app.add_middleware(Observe, service=service)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
+import sys
 import tokenize
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
@@ -35,6 +38,16 @@ _MAX_SIDE = 1 << 31
 _MAX_DIGITS = 18
 
 
+if sys.version_info >= (3, 11):
+    _within = asyncio.timeout  # a quarter of what that of anyio takes
+else:
+
+    @asynccontextmanager
+    async def _within(seconds: float) -> AsyncIterator[None]:
+        with anyio.fail_after(seconds):
+            yield
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a search request asks."""
@@ -62,7 +75,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     if not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > limits.max_body_bytes:
         raise _too_long(limits)
     try:
-        with anyio.fail_after(limits.timeout_s):  # without a task of its own, as asyncio.wait_for takes
+        async with _within(limits.timeout_s):
             return await _collect(request, limits)
     except TimeoutError:
         sentence = f"the body must arrive within {limits.timeout_s:g} s"
@@ -72,12 +85,16 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 async def _collect(request: Request, limits: Limits) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
         if size > limits.max_body_bytes:
             raise _too_long(limits)
-        chunks.append(chunk)
+        more = message.get("more_body", False)
     return b"".join(chunks)
 
 

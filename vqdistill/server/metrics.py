@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import resource
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -26,7 +27,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Histogram(
+        self._requests = Histogram(
             "vqdistill_request_seconds",
             "Time from the head of a request to the last byte of its response.",
             ("endpoint", "status"),
@@ -92,16 +93,23 @@ class Metrics:
             multiprocess_mode="livesum",
         )
 
+        # Finding the child of a metric takes longer than counting.
+        self._of = lru_cache(256)(_child)
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request and its time."""
+        self._of(self._requests, endpoint, str(status)).observe(seconds)
+
     def searched(self, index: str, hits: Hits) -> None:
         """Count the work of a search."""
         count, stats = len(hits.scores), hits.stats
-        self._queries.labels(index).inc(count)
+        self._of(self._queries, index).inc(count)
         for name, counter in self._work.items():
-            counter.labels(index).inc(stats[name])
+            self._of(counter, index).inc(stats[name])
         if hits.searched < 1:
-            self._degraded.labels(index).inc()
+            self._of(self._degraded, index).inc()
         if count:
-            self._reads.labels(index).observe(stats["dense_rows"] / count)
+            self._of(self._reads, index).observe(stats["dense_rows"] / count)
 
     def refreshed(self, index: str, outcome: str) -> None:
         """Count a new generation ("swapped") or one that could not be opened ("failed")."""
@@ -139,6 +147,10 @@ class Metrics:
         together = CollectorRegistry()
         MultiProcessCollector(together, directory)  # type: ignore[no-untyped-call]
         return generate_latest(together)
+
+
+def _child(metric: Any, *labels: str) -> Any:
+    return metric.labels(*labels)
 
 
 def _forget_dead(directory: Path) -> None:

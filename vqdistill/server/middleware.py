@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import time
 from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vqdistill.server.logs import ACCESS
+from vqdistill.server.logs import log_request
 from vqdistill.server.problems import Problem
 from vqdistill.server.service import Service
 
-_access = logging.getLogger(ACCESS)
 _KEYLESS = ("/", "/health", "/ready", "/openapi.json")
 """Paths that need no key: they tell nothing of an index."""
 
@@ -56,10 +54,10 @@ class Observe:
     def _note(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
         # Paths that lead nowhere are the client's invention, and must not each become a time series.
         endpoint = getattr(scope.get("route"), "path", "other")
-        self._service.metrics.requests.labels(endpoint, str(status)).observe(seconds)
+        self._service.metrics.answered(endpoint, status, seconds)
         if self._service.config.access_log:
             client = scope.get("client")
-            fields = {
+            line = {
                 "client": client[0] if client else None,
                 "method": scope["method"],
                 "path": scope["path"],
@@ -67,7 +65,7 @@ class Observe:
                 "ms": round(1000 * seconds, 3),
                 "bytes": sent,
             }
-            _access.info("request", extra={"fields": fields})
+            log_request(line)
 
 
 class RequireKey:

@@ -34,6 +34,10 @@ class Problem(Exception):
         return JSONResponse({"error": self.sentence}, self.status, self.headers)
 
 
+EXPECTED = (Problem, VqdistillError, ValidationError, RequestValidationError, HTTPException)
+"""What has an answer of its own; anything else is a defect."""
+
+
 def sentence_of(error: ValidationError | RequestValidationError) -> str:
     """Return the first finding of a validation as a sentence."""
     first = error.errors()[0]
@@ -71,7 +75,7 @@ def answer_problems(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return problem_of(error).response()
 
-    for kind in (Problem, VqdistillError, ValidationError, RequestValidationError, HTTPException):
+    for kind in EXPECTED:
         app.add_exception_handler(kind, answer)
 
 
