@@ -72,7 +72,7 @@ ABSENT = {
 """Rooms that lie below but that these must not know, although the floors would allow it."""
 
 DOORS = {
-    "_native": {"kernels", "index.reader", "searcher"},
+    "_native": {"kernels", "index.reader", "searcher", "server.pool"},
     "numba": {"kernels.jit", "kernels.additive", "kernels.ranking", "kernels.threads", "bench.verify"},
     "llvmlite": {"bench.verify"},
     "torch": {"distill"},

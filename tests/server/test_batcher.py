@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -45,10 +46,14 @@ async def until(done: Callable[[], bool]) -> None:
 
 
 def asked_at_once(local: Local, messages: Sequence[Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Slow, list[Any]]:
-    """Return what came of requests that wait while a first one, of which there is no more, keeps the only thread."""
+    """Return what came of requests that wait while a first one, of which there is no more, keeps the only thread.
+
+    As in a fleet, the index is searched by something that is no `Searcher`.
+    """
     searcher = local.service.indexes["rows"]
     slow = Slow(searcher.search)
-    monkeypatch.setattr(searcher, "search", slow)
+    fleet = SimpleNamespace(reader=searcher.reader, search=slow)
+    monkeypatch.setitem(local.service.indexes, "rows", fleet)
     monkeypatch.setattr(local.service.searches._batcher, "most", 1)
 
     async def ask() -> list[Any]:

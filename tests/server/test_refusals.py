@@ -363,7 +363,7 @@ def test_a_defect_is_a_sentence_too(local: Local, monkeypatch: pytest.MonkeyPatc
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(local.service.indexes["rows"], "search", broken)
+    monkeypatch.setattr(local.service.indexes["rows"], "call", broken)
     assert refused(local.search("rows", {"queries": [GOOD]})) == (500, "the server failed; its log says why")
 
 

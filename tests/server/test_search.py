@@ -76,6 +76,13 @@ def test_every_representation_has_the_hits_of_the_open_index(
         assert hits.scores.dtype == np.float32 and hits.ids.dtype.kind == wanted.ids.dtype.kind
 
 
+@pytest.mark.parametrize(("name", "times", "k"), [("rows", 20, 10), ("rows", 1, 40), ("words", 20, 1)])
+def test_large_ones_find_what_small_ones_do(local: Local, queries: Any, name: str, times: int, k: int) -> None:
+    many = np.tile(queries, (times, 1))
+    answer = local.search(name, {"queries": many.tolist(), "k": k})
+    assert same(of_json(answer.json()), local.service.indexes[name].search(many, k))
+
+
 @pytest.mark.parametrize("name", ["rows", "words"])
 def test_npy_answers_are_records(local: Local, queries: Any, name: str) -> None:
     wanted = local.service.indexes[name].search(queries, 4)

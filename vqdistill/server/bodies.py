@@ -59,6 +59,11 @@ class Asked:
     ids: Any = None
     allow: Any = None
 
+    @property
+    def plain(self) -> bool:
+        """Whether the index need not be looked at to know what is asked."""
+        return self.ids is None and self.allow is None
+
 
 async def read_body(request: Request, limits: Limits) -> bytes:
     """Read a body, never holding more of it than allowed.

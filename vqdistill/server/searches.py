@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 from starlette.responses import Response
 
 from vqdistill.errors import InvalidInput, SearchTimeout
+from vqdistill.index.view import Call
 from vqdistill.searcher import Searcher
 from vqdistill.server.answers import encode
 from vqdistill.server.batcher import Batcher, Job
@@ -20,8 +23,12 @@ from vqdistill.server.bodies import Asked, parse_search
 from vqdistill.server.config import Limits
 from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
-from vqdistill.types import F32Rows, Hits, as_f32_rows
+from vqdistill.server.pool import SearchPool
+from vqdistill.types import Hits, as_f32_rows
 
+T = TypeVar("T")
+_SMALL_BODY, _SMALL_RESULT = 32 << 10, 256
+"""Bytes of a request and hits of a response with which the loop deals itself: handing them to a thread takes longer."""
 _STEPS = 8
 """Values that the timeout of a search may take: the searcher remembers options that come again."""
 
@@ -44,7 +51,7 @@ _Job = Job[Question, Response]
 
 
 class Searches:
-    """Answers the search requests of a process in threads."""
+    """Answers the search requests of a process: of open indexes by a `SearchPool`, of fleets in threads."""
 
     def __init__(
         self,
@@ -53,7 +60,8 @@ class Searches:
         metrics: Metrics,
         threads: ThreadPoolExecutor,
     ) -> None:
-        self._indexes, self._limits, self._metrics = indexes, limits, metrics
+        self._indexes, self._limits, self._metrics, self._threads = indexes, limits, metrics, threads
+        self._pool = SearchPool(limits.concurrency)
         self._batcher = Batcher(self._answer, threads, limits.concurrency)
 
     async def ask(self, question: Question) -> Response:
@@ -67,20 +75,55 @@ class Searches:
             As `Searcher.search`; SearchTimeout also if its time is over before it begins; and InvalidInput for ids that
             the index does not have.
         """
-        return await self._batcher.ask(question, len(question.body), self._limits.timeout_s)
+        searcher = self._indexes[question.name]
+        if not isinstance(searcher, Searcher):
+            return await self._batcher.ask(question, len(question.body), self._limits.timeout_s)
+        call = await self._call(searcher, question)
+        found = await self._pool.run(call)
+
+        def respond() -> Response:
+            return self._respond(question, call.hits(found))
+
+        return respond() if found[0].size <= _SMALL_RESULT else await self._aside(respond)
+
+    async def _call(self, searcher: Searcher, question: Question) -> Call:
+        """Return what a request asks, read and checked."""
+        end = time.monotonic() + self._limits.timeout_s
+
+        def prepare(asked: Asked) -> Call:
+            left = left_s(end, self._limits.timeout_s)
+            return searcher.call(_queries(searcher, asked), allow=asked.allow, timeout_s=left, **asked.options)
+
+        if len(question.body) > _SMALL_BODY:
+            return await self._aside(lambda: prepare(self._parse(question)))
+        asked = self._parse(question)
+        return prepare(asked) if asked.plain else await self._aside(partial(prepare, asked))
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """Call in a thread what would hold up the loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _parse(self, question: Question) -> Asked:
+        return parse_search(question.content_type, question.body, question.parameters, self._limits)
+
+    def _respond(self, question: Question, hits: Hits) -> Response:
+        self._metrics.searched(question.name, hits)
+        return encode(hits, question.kind)
+
+    def close(self) -> None:
+        """Wait for the searches under way."""
+        self._pool.close()
 
     def _answer(self, jobs: Sequence[_Job]) -> Iterator[Sequence[_Job]]:
         alike: dict[Any, list[tuple[_Job, Asked]]] = {}
         for job in jobs:
-            question = job.request
             try:
-                asked = parse_search(question.content_type, question.body, question.parameters, self._limits)
+                asked = self._parse(job.request)
             except Exception as error:  # the route answers what it is
                 job.error = error
                 yield [job]
                 continue
-            shared = asked.ids is None and asked.allow is None
-            key = (question.name, *sorted(asked.options.items())) if shared else id(job)
+            key = (job.request.name, *sorted(asked.options.items())) if asked.plain else id(job)
             alike.setdefault(key, []).append((job, asked))
         for group in alike.values():
             if len(group) == 1 or not self._together(group):
@@ -91,12 +134,11 @@ class Searches:
                 yield [job for job, _ in group]
 
     def _alone(self, job: _Job, asked: Asked) -> None:
-        name = job.request.name
-        searcher = self._indexes[name]
+        searcher = self._indexes[job.request.name]
         try:
-            queries = asked.queries if asked.ids is None else stored_rows(searcher, asked.ids)
-            hits = searcher.search(queries, allow=asked.allow, timeout_s=self._left_s([job]), **asked.options)
-            self._finish(job, hits)
+            queries, left = _queries(searcher, asked), self._left_s([job])
+            hits = searcher.search(queries, allow=asked.allow, timeout_s=left, **asked.options)
+            job.outcome = self._respond(job.request, hits)
         except Exception as error:  # the route answers what it is
             job.error = error
 
@@ -110,14 +152,11 @@ class Searches:
         except Exception:  # each is told its own when it is alone
             return False
         first = 0
-        for job, part in zip(jobs, rows, strict=True):
-            one = slice(first, first := first + len(part))
-            self._finish(job, Hits(hits.scores[one], hits.ids[one], hits.rows[one], hits.work[one], hits.searched))
+        for job, own in zip(jobs, rows, strict=True):
+            one = slice(first, first := first + len(own))
+            part = Hits(hits.scores[one], hits.ids[one], hits.rows[one], hits.work[one], hits.searched)
+            job.outcome = self._respond(job.request, part)
         return True
-
-    def _finish(self, job: _Job, hits: Hits) -> None:
-        self._metrics.searched(job.request.name, hits)
-        job.outcome = encode(hits, job.request.kind)
 
     def _left_s(self, jobs: Sequence[_Job]) -> float:
         """Seconds left to all of these."""
@@ -138,15 +177,17 @@ def left_s(end: float, timeout_s: float) -> float:
     return left * timeout_s
 
 
-def stored_rows(searcher: Searcher | FleetSearcher, ids: Any) -> F32Rows:
-    """Return the rows (b, d) that the index stores for external ids (b,).
+def _queries(searcher: Searcher | FleetSearcher, asked: Asked) -> Any:
+    """Return what to search for: of ids, the rows (b, d) that the index stores for them.
 
     Raises
     ------
     InvalidInput
         If it does not have one of them, or stores no rows.
     """
-    reader = searcher.reader
+    reader, ids = searcher.reader, asked.ids
+    if ids is None:
+        return asked.queries
     positions = reader.positions_of(ids.tolist() if reader.manifest.ids == "str" else ids)
     if (positions < 0).any():
         unknown = ids[int(np.flatnonzero(positions < 0)[0])].item()

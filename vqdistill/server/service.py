@@ -166,5 +166,6 @@ class Service:
     def close(self) -> None:
         """Wait for the searches under way, and close the indexes."""
         self._threads.shutdown()
+        self.searches.close()
         for searcher in self.indexes.values():
             searcher.reader.close()
