@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "adapter.h"
@@ -28,6 +29,14 @@ struct SearchOptions {
     AllowView allow;      // rows that may be found
     std::size_t threads;  // >= 1
 };
+
+inline bool operator==(const SearchOptions& a, const SearchOptions& b) {
+    const auto all = [](const SearchOptions& of) {
+        return std::tie(of.k, of.probe.most, of.probe.lift, of.probe.temperature, of.refine, of.stop.misses,
+                        of.stop.error, of.deviations, of.allow.blocks, of.allow.per_list, of.threads);
+    };
+    return all(a) == all(b);
+}
 
 struct CandidateOptions {
     std::size_t count;  // candidates a query, >= 1

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <thread>
+#include <utility>
 
 namespace vqdistill {
 
@@ -25,22 +26,27 @@ class CallLimits {
 public:
     using Clock = std::chrono::steady_clock;
 
+    // When the time of a call is over that begins now. Beyond a year there is no limit: it might not fit the clock.
+    static Clock::time_point deadline_in(double timeout_s) {
+        if (!(timeout_s < 3e7)) return Clock::time_point::max();
+        return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s));
+    }
+
     // No time limit if timeout_s is infinity. `poll` is called by the constructing thread alone, while it works, every
     // kPollEvery; true ends the call.
     explicit CallLimits(double timeout_s = std::numeric_limits<double>::infinity(), std::function<bool()> poll = {})
+        : CallLimits(deadline_in(timeout_s), std::move(poll)) {}
+    explicit CallLimits(Clock::time_point deadline, std::function<bool()> poll = {})
         : owner_(std::this_thread::get_id()),
           poll_(std::move(poll)),
           next_poll_(Clock::now() + kPollEvery),
-          // Beyond a year a deadline is none, and might not fit the clock.
-          bounded_(timeout_s < 3e7),
-          deadline_(Clock::now() +
-                    std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded_ ? timeout_s : 0))) {}
+          deadline_(deadline) {}
 
     // Throws Interrupted or TimedOut, in every thread that calls it once one has.
     void check() {
         if (interrupted_.load(std::memory_order_relaxed)) throw Interrupted();
         const Clock::time_point now = Clock::now();
-        if (bounded_ && now >= deadline_) throw TimedOut();
+        if (now >= deadline_) throw TimedOut();
         if (!poll_ || std::this_thread::get_id() != owner_ || now < next_poll_) return;
         next_poll_ = now + kPollEvery;
         if (!poll_()) return;
@@ -54,7 +60,6 @@ private:
     const std::thread::id owner_;
     const std::function<bool()> poll_;
     Clock::time_point next_poll_;  // of the owner
-    const bool bounded_;
     const Clock::time_point deadline_;
     std::atomic<bool> interrupted_{false};
 };

@@ -9,14 +9,6 @@
 namespace vqdistill {
 namespace {
 
-using Clock = CallLimits::Clock;
-
-// When the time of a call is over that begins now; beyond a year there is no limit, as in CallLimits.
-Clock::time_point end_of(double timeout_s) {
-    if (!(timeout_s < 3e7)) return Clock::time_point::max();
-    return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(timeout_s));
-}
-
 class PyPool {
 public:
     PyPool(py::ssize_t threads, int ready_fd)
@@ -30,7 +22,7 @@ public:
         if (closed_) throw py::value_error("the pool must be open, but it is closed");
         PySearch& asked = search.cast<PySearch&>();
         asked.begin();
-        asked.call.end = end_of(asked.timeout_s);
+        asked.call.end = CallLimits::deadline_in(asked.timeout_s);
         held_.emplace(&asked.call, Held{search, ticket});
         pool_.submit(&asked.call);
     }

@@ -9,21 +9,13 @@ namespace {
 
 using Clock = CallLimits::Clock;
 
-bool alike(const SearchCall& a, const SearchCall& b) {
-    const SearchOptions &x = a.options, &y = b.options;
-    return a.index == b.index && x.k == y.k && x.probe.most == y.probe.most && x.probe.lift == y.probe.lift &&
-           x.probe.temperature == y.probe.temperature && x.refine == y.refine && x.stop.misses == y.stop.misses &&
-           x.stop.error == y.stop.error && x.deviations == y.deviations && x.allow.blocks == y.allow.blocks &&
-           x.allow.per_list == y.allow.per_list && x.threads == y.threads;
-}
+bool alike(const SearchCall& a, const SearchCall& b) { return a.index == b.index && a.options == b.options; }
 
 // Of all calls together: the first whose time is over ends the search.
-CallLimits limits_of(Span<SearchCall*> calls) {
+Clock::time_point first_end(Span<SearchCall*> calls) {
     Clock::time_point end = Clock::time_point::max();
     for (const SearchCall* call : calls) end = std::min(end, call->end);
-    const Clock::time_point now = Clock::now();
-    if (end <= now) throw TimedOut();
-    return CallLimits(std::chrono::duration<double>(end - now).count());
+    return end;
 }
 
 }  // namespace
@@ -121,7 +113,8 @@ void SearchPool::answer(Span<SearchCall*> calls, Scratch& scratch) {
             search_together(calls, scratch);
         } else {
             SearchCall& call = *calls[0];
-            CallLimits limits = limits_of(calls);
+            CallLimits limits(call.end);
+            limits.check();
             call.index->search(call.queries, call.q, call.options, limits, call.scores, call.positions, call.stats);
         }
     } catch (...) {
@@ -137,7 +130,8 @@ void SearchPool::answer(Span<SearchCall*> calls, Scratch& scratch) {
 void SearchPool::search_together(Span<SearchCall*> calls, Scratch& scratch) {
     const SearchCall& first = *calls[0];
     const std::size_t d = first.index->index().d, k = first.options.k;
-    CallLimits limits = limits_of(calls);
+    CallLimits limits(first_end(calls));
+    limits.check();
     scratch.queries.clear();
     for (const SearchCall* call : calls)
         scratch.queries.insert(scratch.queries.end(), call->queries, call->queries + call->q * d);

@@ -74,24 +74,21 @@ class SearchPool:
         self._closed = True
         for ended in self._native.close():
             _call(ended.get_loop(), ended.cancel)
-        with self._lock:
-            self._loops = {loop for loop in self._loops if _call(loop, self._leave, loop)}
-            nobody_looks = not self._loops
-        if nobody_looks:
-            self._close_ends()
+        self._keep(lambda loop: _call(loop, self._leave, loop))
 
     def _leave(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(self._reading)
         self._tell(loop)
+        self._keep(lambda each: each is not loop)
+
+    def _keep(self, wanted: Callable[[asyncio.AbstractEventLoop], bool]) -> None:
+        """Forget the other loops; who forgets the last one closes the descriptors."""
         with self._lock:
-            self._loops.discard(loop)
+            self._loops = {loop for loop in self._loops if wanted(loop)}
             nobody_looks = not self._loops
         if nobody_looks:
-            self._close_ends()
-
-    def _close_ends(self) -> None:
-        for end in {self._reading, self._writing}:
-            os.close(end)
+            for end in {self._reading, self._writing}:
+                os.close(end)
 
 
 def _telling_ends() -> tuple[int, int]:
