@@ -131,6 +131,14 @@ def test_not_real_numbers(x: Any) -> None:
         as_f32_rows(x, "queries", 4)
 
 
+def test_rows_at_odd_addresses_are_copied_to_even_ones() -> None:
+    odd = np.frombuffer(b"x" + ROWS.tobytes(), np.float32, offset=1).reshape(ROWS.shape)
+    assert not odd.flags.aligned
+    out = as_f32_rows(odd, "queries")
+    assert out.flags.aligned
+    np.testing.assert_array_equal(out, ROWS)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_row_that_is_not_finite_is_named(bad: float) -> None:
     rows = ROWS.copy()

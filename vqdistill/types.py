@@ -16,8 +16,6 @@ from vqdistill.errors import InvalidInput
 F32Rows = npt.NDArray[np.float32]
 """(b, d) float32, C-contiguous."""
 F64 = npt.NDArray[np.float64]
-_ROWS_AT_ONCE = 2048
-"""Rows that are scaled at once: what is in between stays in the cache."""
 
 
 class Metric(str, Enum):
@@ -152,10 +150,8 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None, *, finite: bool = Tru
         rows = np.asarray(x)
         if rows.ndim == 1 and dim is not None and rows.shape[0] == dim:
             rows = rows[None]
-        if rows.dtype.kind not in "fiuV":
-            raise TypeError
-        with np.errstate(over="ignore"):  # becomes infinity, which is refused below
-            out = np.ascontiguousarray(rows, dtype=np.float32)
+        flags = rows.flags
+        out = rows if rows.dtype == np.float32 and flags.c_contiguous and flags.aligned else _converted(rows)
     except (TypeError, ValueError):
         raise InvalidInput(f"{name} must be real numbers of shape (rows, {dim or 'd'}), got {_shape_of(x)}") from None
     if out.ndim != 2 or out.shape[1] == 0 or (dim is not None and out.shape[1] != dim):
@@ -163,6 +159,13 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None, *, finite: bool = Tru
     if finite:
         require_finite(out, name)
     return out
+
+
+def _converted(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if rows.dtype.kind not in "fiuV":
+        raise TypeError
+    with np.errstate(over="ignore"):  # becomes infinity, which is refused later
+        return np.require(rows, np.float32, ["C", "A"])
 
 
 def require_finite(rows: F32Rows, name: str, start: int = 0) -> None:
@@ -193,9 +196,7 @@ def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
         zero = int(np.flatnonzero(norms == 0)[0])
         raise InvalidInput(f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine")
     out = np.empty(rows.shape, np.float32)
-    for at in range(0, len(rows), _ROWS_AT_ONCE):  # the quotients are float64 at first
-        part = slice(at, at + _ROWS_AT_ONCE)
-        out[part] = rows[part] / norms[part, None]
+    np.divide(rows, norms[:, None], out=out, casting="same_kind")
     return out
 
 

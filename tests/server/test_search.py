@@ -83,6 +83,13 @@ def test_large_ones_find_what_small_ones_do(local: Local, queries: Any, name: st
     assert same(of_json(answer.json()), local.service.indexes[name].search(many, k))
 
 
+def test_queries_behind_a_header_of_any_length_are_read(local: Local, queries: Any) -> None:
+    head = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {queries.shape}}}".encode().ljust(87)
+    body = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + queries.tobytes()
+    answer = local.ask("POST", "/v1/indexes/rows/search", content=body, headers={"Content-Type": NPY})
+    assert same(of_json(answer.json()), local.service.indexes["rows"].search(queries))
+
+
 @pytest.mark.parametrize("name", ["rows", "words"])
 def test_npy_answers_are_records(local: Local, queries: Any, name: str) -> None:
     wanted = local.service.indexes[name].search(queries, 4)
