@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -24,8 +25,14 @@ _MAX_SIDE = 1 << 31
 
 def pack_array(array: npt.NDArray[Any]) -> dict[str, Any]:
     """Return an array as the map that stands for it: `dtype`, such as "<f4", `shape`, and `data` in C order."""
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return {"dtype": little.dtype.str, "shape": list(little.shape), "data": little.tobytes()}
+    dtype, name = _little(array.dtype)
+    return {"dtype": name, "shape": list(array.shape), "data": array.astype(dtype, copy=False).tobytes()}
+
+
+@lru_cache(maxsize=64)
+def _little(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], str]:
+    little = dtype.newbyteorder("<")
+    return little, little.str
 
 
 def unpack_array(value: Any, name: str, kinds: str = "fiuU") -> npt.NDArray[Any]:

@@ -215,7 +215,7 @@ def test_broken_bodies(small: Local, body: bytes, kind: str, start: str) -> None
 def test_many_small_lists_are_refused_before_they_take_memory() -> None:
     for kind, body in ((JSON, b"[" + b"[]," * 70_000 + b"[]]"), (MSGPACK, b"\xdd\x00\x01\x11\x70" + b"\x90" * 70_000)):
         with pytest.raises(Problem, match=r"65536"):
-            parse_message(kind, body, {})
+            parse_message(kind, body, b"")
 
 
 def test_other_paths_methods_and_types(small: Local) -> None:
@@ -383,7 +383,7 @@ def test_damaged_bodies_are_refused_or_read_but_nothing_else(kind: str, data: st
     cut = data.draw(st.integers(0, len(body)))
     for given_body in (bytes(body), bytes(body[:cut]), bytes(body[cut:])):
         with suppress(Problem, ValueError):  # InvalidInput and what pydantic finds are a ValueError
-            parse_search(kind, given_body, {}, LIMITS)
+            parse_search(kind, given_body, b"", LIMITS)
 
 
 @given(st.binary(max_size=300))

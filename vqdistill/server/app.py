@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
+from starlette.types import ASGIApp
 
 from vqdistill.server import models
 from vqdistill.server.config import ServerConfig
@@ -29,13 +30,19 @@ class AppFactory:
     config: ServerConfig
     opener: Opener | None = None
 
-    def __call__(self) -> FastAPI:
+    def __call__(self) -> ASGIApp:
         """Open the indexes and return the application that serves them."""
         return create_app(Service(self.config, self.opener))
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """Return the ASGI application of a service, which it closes at its end."""
+    app = _framework(service)
+    # Around the framework, not in it: searches do not pass its own frames, which take as long as all of these.
+    return Observe(RequireKey(RefuseWhenFull(DirectSearch(app), service), service), service)
+
+
+def _framework(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -62,10 +69,6 @@ def create_app(service: Service) -> FastAPI:
     for router in (api, around, console):
         app.include_router(router)
     answer_problems(app)
-    app.add_middleware(DirectSearch)
-    app.add_middleware(RefuseWhenFull, service=service)
-    app.add_middleware(RequireKey, service=service)
-    app.add_middleware(Observe, service=service)
     app.openapi = lambda: _describe(app, service.config.api_key is not None)  # type: ignore[method-assign]
     return app
 

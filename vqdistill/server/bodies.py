@@ -17,9 +17,10 @@ from typing import Any
 import anyio
 import numpy as np
 import numpy.typing as npt
-from fastapi import Request
 from pydantic_core import from_json
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from vqdistill.errors import InvalidInput
 from vqdistill.server.config import Limits
@@ -65,23 +66,32 @@ class Asked:
         return self.ids is None and self.allow is None
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return the headers of a request by their names in lower case; of several with one name, the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+async def read_body(receive: Receive, headers: Mapping[str, str], limits: Limits) -> bytes:
     """Read a body, never holding more of it than allowed.
+
+    Parameters
+    ----------
+    headers : of the request, see `headers_of`
 
     Raises
     ------
     Problem
         If it is too long (413), encoded (415), not there in time (408) or broken off (400).
     """
-    encoding = request.headers.get("content-encoding", "identity")
+    encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body must not be encoded, got {encoding[:60]!r}")
-    declared = request.headers.get("content-length", "0")
+    declared = headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > _MAX_DIGITS or int(declared) > limits.max_body_bytes:
         raise _too_long(limits)
     try:
         async with _within(limits.timeout_s):
-            return await _collect(request, limits)
+            return await _collect(receive, limits)
     except TimeoutError:
         sentence = f"the body must arrive within {limits.timeout_s:g} s"
         raise Problem(HTTPStatus.REQUEST_TIMEOUT, sentence, {"Connection": "close"}) from None
@@ -89,10 +99,10 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise Problem(HTTPStatus.BAD_REQUEST, "the body must be whole, but the connection ended") from None
 
 
-async def _collect(request: Request, limits: Limits) -> bytes:
+async def _collect(receive: Receive, limits: Limits) -> bytes:
     chunks, size, more = [], 0, True
     while more:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         chunks.append(message.get("body", b""))
@@ -113,7 +123,7 @@ def media_type(header: str | None) -> str:
     return (header or "").partition(";")[0].strip().lower()
 
 
-def parse_search(content_type: str | None, body: bytes, query: Mapping[str, str], limits: Limits) -> Asked:
+def parse_search(content_type: str | None, body: bytes, query_string: bytes, limits: Limits) -> Asked:
     """Read a search request; options of an npy body stand in the query string.
 
     Raises
@@ -123,17 +133,21 @@ def parse_search(content_type: str | None, body: bytes, query: Mapping[str, str]
     """
     kind = media_type(content_type)
     if kind == NPY:
-        options = SearchOptions.model_validate_strings(dict(query))
-        asked = Asked(bounded(options, limits), parse_npy(body))
+        asked = Asked(bounded(_options_of(query_string), limits), parse_npy(body))
     else:
-        asked = _of_message(SearchRequest.model_validate(parse_message(kind, body, query)), limits)
+        asked = _of_message(SearchRequest.model_validate(parse_message(kind, body, query_string)), limits)
     wanted = asked.ids if asked.queries is None else asked.queries
     if asked.queries is None or _is_matrix(wanted):
         _require_batch(len(wanted), limits)
     return asked
 
 
-def parse_message(kind: str, body: bytes, query: Mapping[str, str]) -> Any:
+@lru_cache(maxsize=64)
+def _options_of(query_string: bytes) -> SearchOptions:
+    return SearchOptions.model_validate_strings(dict(QueryParams(query_string)))
+
+
+def parse_message(kind: str, body: bytes, query_string: bytes) -> Any:
     """Read a body of JSON or msgpack.
 
     Raises
@@ -144,7 +158,7 @@ def parse_message(kind: str, body: bytes, query: Mapping[str, str]) -> Any:
     if kind not in (JSON, MSGPACK):
         wanted = f"{JSON}, {MSGPACK} or, for a search, {NPY}"
         raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content type must be {wanted}, got {kind[:60]!r}")
-    if query:
+    if query_string:
         raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"options of a body of {kind} stand in it, not in the URL")
     try:
         return unpack(body) if kind == MSGPACK else _from_json(body)

@@ -6,10 +6,10 @@ import hmac
 import time
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vqdistill.server.logs import log_request
+from vqdistill.server.logs import access_line
 from vqdistill.server.problems import Problem
 from vqdistill.server.service import Service
 
@@ -18,6 +18,7 @@ _KEYLESS = ("/", "/health", "/ready", "/openapi.json")
 
 _PLACED = ("/search", "/explain")
 """Ends of the paths whose requests take a place."""
+_NO_SNIFF, _CLOSE = (b"x-content-type-options", b"nosniff"), (b"connection", b"close")
 
 
 class Observe:
@@ -38,10 +39,8 @@ class Observe:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Content-Type-Options"] = "nosniff"
-                if self._service.stopping:
-                    headers["Connection"] = "close"
+                more = (_NO_SNIFF, _CLOSE) if self._service.stopping else (_NO_SNIFF,)
+                message["headers"] = [*message.get("headers", ()), *more]
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -49,23 +48,24 @@ class Observe:
         try:
             await self._app(scope, receive, observed)
         finally:
-            self._note(scope, status, sent, time.perf_counter() - begin)
+            self._service.books.note(self._book, scope, status, sent, time.time(), time.perf_counter() - begin)
 
-    def _note(self, scope: Scope, status: int, sent: int, seconds: float) -> None:
+    def _book(self, scope: Scope, status: int, sent: int, ended: float, seconds: float) -> str | None:
         # Paths that lead nowhere are the client's invention, and must not each become a time series.
         endpoint = getattr(scope.get("route"), "path", "other")
         self._service.metrics.answered(endpoint, status, seconds)
-        if self._service.config.access_log:
-            client = scope.get("client")
-            line = {
-                "client": client[0] if client else None,
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "ms": round(1000 * seconds, 3),
-                "bytes": sent,
-            }
-            log_request(line)
+        if not self._service.config.access_log:
+            return None
+        client = scope.get("client")
+        line = {
+            "client": client[0] if client else None,
+            "method": scope["method"],
+            "path": scope["path"],
+            "status": status,
+            "ms": round(1000 * seconds, 3),
+            "bytes": sent,
+        }
+        return access_line(ended, line)
 
 
 class RequireKey:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
@@ -41,7 +42,7 @@ class SearchOptions(_Strict):
     confidence: float | None = Field(None, gt=0, lt=1, description="Share of the results expected among those read.")
     recall: float | None = Field(None, gt=0, lt=1, description="Instead of these: what the certificate promises.")
 
-    @property
+    @cached_property
     def given(self) -> dict[str, Any]:
         """The options, for `Searcher.search`."""
         return {name: getattr(self, name) for name in SearchOptions.model_fields}

@@ -34,7 +34,7 @@ class Problem(Exception):
         return JSONResponse({"error": self.sentence}, self.status, self.headers)
 
 
-EXPECTED = (Problem, VqdistillError, ValidationError, RequestValidationError, HTTPException)
+_EXPECTED = (Problem, VqdistillError, ValidationError, RequestValidationError, HTTPException)
 """What has an answer of its own; anything else is a defect."""
 
 
@@ -75,7 +75,7 @@ def answer_problems(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> JSONResponse:
         return problem_of(error).response()
 
-    for kind in EXPECTED:
+    for kind in _EXPECTED:
         app.add_exception_handler(kind, answer)
 
 

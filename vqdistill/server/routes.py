@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vqdistill.errors import InvalidInput
 from vqdistill.server import models
 from vqdistill.server.answers import accepted
-from vqdistill.server.bodies import as_array, as_ids, bounded, media_type, parse_message, read_body
+from vqdistill.server.bodies import as_array, as_ids, bounded, headers_of, media_type, parse_message, read_body
 from vqdistill.server.config import NAME
 from vqdistill.server.info import describe, summarize
 from vqdistill.server.metrics import CONTENT_TYPE
-from vqdistill.server.problems import EXPECTED, Problem, problem_of
+from vqdistill.server.problems import Problem, problem_of
 from vqdistill.server.searches import Question
 from vqdistill.server.service import Service
 from vqdistill.wire import JSON, MSGPACK, NPY
@@ -55,7 +55,7 @@ def _body_of(model: type[models.SearchOptions], npy: bool) -> dict[str, Any]:
 
 
 def _service(request: Request) -> Service:
-    service: Service = request.state.service
+    service: Service = request.scope["state"]["service"]
     return service
 
 
@@ -104,11 +104,11 @@ async def search(name: Name, request: Request) -> Response:
     """
     service = _service(request)
     service.index(name)
-    kind = accepted(request.headers.get("accept"))
-    content_type, parameters = request.headers.get("content-type"), request.query_params
+    headers = headers_of(request.scope)
+    kind, content_type = accepted(headers.get("accept")), headers.get("content-type")
     with service.place():
-        body = await read_body(request, service.limits)
-        return await service.searches.ask(Question(name, content_type, parameters, body, kind))
+        body = await read_body(request.receive, headers, service.limits)
+        return await service.searches.ask(Question(name, content_type, request.scope["query_string"], body, kind))
 
 
 class DirectSearch:
@@ -134,7 +134,7 @@ class DirectSearch:
         scope["route"] = self
         try:
             response = await search(found["name"], Request(scope, receive))
-        except EXPECTED as error:
+        except Exception as error:  # also what nobody expected: no framework is around this
             response = problem_of(error).response()
         await response(scope, receive, send)
 
@@ -149,12 +149,13 @@ class DirectSearch:
 async def explain(name: Name, request: Request) -> Any:
     """For each expected id whether a search finds it, and if not, at which stage it is lost."""
     service = _service(request)
-    searcher, content_type = service.index(name), request.headers.get("content-type")
+    searcher, headers = service.index(name), headers_of(request.scope)
+    content_type = headers.get("content-type")
     with service.place():
-        body = await read_body(request, service.limits)
+        body = await read_body(request.receive, headers, service.limits)
 
         def answer(timeout_s: float) -> Any:
-            message = parse_message(media_type(content_type), body, request.query_params)
+            message = parse_message(media_type(content_type), body, request.scope["query_string"])
             asked = models.ExplainRequest.model_validate(message)
             ids, options = as_ids(asked.expected_ids, "expected_ids"), bounded(asked, service.limits)
             if len(ids) > service.limits.max_k:
@@ -205,6 +206,7 @@ async def ready(request: Request) -> Any:
 )
 async def metrics(request: Request) -> Response:
     """Metrics of all workers in Prometheus' text format."""
-    measured = _service(request).metrics
-    measured.measure_process()
-    return Response(measured.render(), headers={"Content-Type": CONTENT_TYPE})
+    service = _service(request)
+    service.books.settle()
+    service.metrics.measure_process()
+    return Response(service.metrics.render(), headers={"Content-Type": CONTENT_TYPE})

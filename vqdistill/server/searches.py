@@ -20,6 +20,7 @@ from vqdistill.searcher import Searcher
 from vqdistill.server.answers import encode
 from vqdistill.server.batcher import Batcher, Job
 from vqdistill.server.bodies import Asked, parse_search
+from vqdistill.server.books import Books
 from vqdistill.server.config import Limits
 from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
@@ -40,7 +41,7 @@ class Question:
     name: str
     """of the index"""
     content_type: str | None
-    parameters: Mapping[str, str]
+    query_string: bytes
     """of the URL"""
     body: bytes
     kind: str
@@ -58,9 +59,11 @@ class Searches:
         indexes: Mapping[str, Searcher | FleetSearcher],
         limits: Limits,
         metrics: Metrics,
+        books: Books,
         threads: ThreadPoolExecutor,
     ) -> None:
         self._indexes, self._limits, self._metrics, self._threads = indexes, limits, metrics, threads
+        self._books = books
         self._pool = SearchPool(limits.concurrency)
         self._batcher = Batcher(self._answer, threads, limits.concurrency)
 
@@ -81,10 +84,11 @@ class Searches:
         call = await self._call(searcher, question)
         found = await self._pool.run(call)
 
-        def respond() -> Response:
-            return self._respond(question, call.hits(found))
-
-        return respond() if found[0].size <= _SMALL_RESULT else await self._aside(respond)
+        if found[0].size > _SMALL_RESULT:
+            return await self._aside(lambda: self._respond(question, call.hits(found)))
+        hits = call.hits(found)
+        self._books.note(self._metrics.searched, question.name, hits)
+        return encode(hits, question.kind)
 
     async def _call(self, searcher: Searcher, question: Question) -> Call:
         """Return what a request asks, read and checked."""
@@ -104,7 +108,7 @@ class Searches:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _parse(self, question: Question) -> Asked:
-        return parse_search(question.content_type, question.body, question.parameters, self._limits)
+        return parse_search(question.content_type, question.body, question.query_string, self._limits)
 
     def _respond(self, question: Question, hits: Hits) -> Response:
         self._metrics.searched(question.name, hits)

@@ -18,6 +18,7 @@ from vqdistill.index.shardset import is_sharded
 from vqdistill.index.spec import SHARDS
 from vqdistill.searcher import Searcher
 from vqdistill.searcher import open as open_searcher
+from vqdistill.server.books import Books
 from vqdistill.server.config import ServerConfig
 from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
@@ -37,6 +38,7 @@ class Service:
         self.config = config
         self.limits = config.limits
         self.metrics = Metrics()
+        self.books = Books()
         self.stopping = False
         # Before they are opened: what is published meanwhile is seen at the first look.
         self._seen = {name: self._current(name) for name in config.indexes}
@@ -49,7 +51,7 @@ class Service:
         self.metrics.measure_process()
         self._inside = 0
         self._threads = ThreadPoolExecutor(config.limits.concurrency, "search")
-        self.searches = Searches(self.indexes, self.limits, self.metrics, self._threads)
+        self.searches = Searches(self.indexes, self.limits, self.metrics, self.books, self._threads)
         self._refreshing = {name: asyncio.Lock() for name in self.indexes}
 
     @property
@@ -167,5 +169,6 @@ class Service:
         """Wait for the searches under way, and close the indexes."""
         self._threads.shutdown()
         self.searches.close()
+        self.books.settle()
         for searcher in self.indexes.values():
             searcher.reader.close()
