@@ -11,12 +11,15 @@ namespace {
 
 class PyPool {
 public:
-    PyPool(py::ssize_t threads, int ready_fd)
-        : pool_(in_range("threads", threads, 1, 1024), [ready_fd] {
-              const std::uint64_t once = 1;  // as an eventfd takes it
-              // A pipe that is full has told enough, and there is nobody to tell of another failure.
-              [[maybe_unused]] const ssize_t written = write(ready_fd, &once, sizeof once);
-          }) {}
+    PyPool(py::ssize_t threads, int ready_fd, int avoided_core)
+        : pool_(
+              in_range("threads", threads, 1, 1024),
+              [ready_fd] {
+                  const std::uint64_t once = 1;  // as an eventfd takes it
+                  // A pipe that is full has told enough, and there is nobody to tell of another failure.
+                  [[maybe_unused]] const ssize_t written = write(ready_fd, &once, sizeof once);
+              },
+              avoided_core) {}
 
     void submit(const py::object& search, const py::object& ticket) {
         if (closed_) throw py::value_error("the pool must be open, but it is closed");
@@ -74,7 +77,7 @@ private:
 void bind_pool(py::module_& module) {
     using py::arg;
     py::class_<PyPool>(module, "SearchPool")
-        .def(py::init<py::ssize_t, int>(), arg("threads"), arg("ready_fd"))
+        .def(py::init<py::ssize_t, int, int>(), arg("threads"), arg("ready_fd"), arg("avoided_core") = -1)
         .def("submit", &PyPool::submit, arg("search"), arg("ticket"))
         .def("collect", &PyPool::collect)
         .def("close", &PyPool::close);

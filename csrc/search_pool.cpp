@@ -1,5 +1,9 @@
 #include "search_pool.h"
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <algorithm>
 #include <system_error>
 #include <utility>
@@ -18,6 +22,29 @@ Clock::time_point first_end(Span<SearchCall*> calls) {
     return end;
 }
 
+// Where the calling thread may run: on the cores that it was given, or on those but one.
+class Cores {
+public:
+#ifdef __linux__
+    explicit Cores(int avoided) {
+        if (avoided < 0 || avoided >= CPU_SETSIZE || sched_getaffinity(0, sizeof given_, &given_) != 0) return;
+        others_ = given_;
+        CPU_CLR(avoided, &others_);
+        differ_ = CPU_COUNT(&others_) > 0 && !CPU_EQUAL(&others_, &given_);
+    }
+    void keep_off(bool off) {
+        if (differ_ && off != off_ && sched_setaffinity(0, sizeof given_, off ? &others_ : &given_) == 0) off_ = off;
+    }
+
+private:
+    cpu_set_t given_, others_;
+    bool differ_ = false, off_ = false;
+#else
+    explicit Cores(int) {}
+    void keep_off(bool) {}
+#endif
+};
+
 }  // namespace
 
 // Queries and results of calls that are searched together.
@@ -27,11 +54,17 @@ struct SearchPool::Scratch {
     std::vector<QueryStats> stats;
 };
 
-SearchPool::SearchPool(std::size_t threads, std::function<void()> ready)
-    : shares_(threads), ready_(std::move(ready)) {
+SearchPool::SearchPool(std::size_t threads, std::function<void()> ready, int avoided_core)
+    : for_large_(threads),
+      for_small_(avoided_core >= 0 && threads > 1 ? threads - 1 : threads),
+      ready_(std::move(ready)),
+      avoided_core_(avoided_core) {
     threads_.reserve(threads);
     try {
-        while (threads_.size() < threads) threads_.emplace_back([this] { work(); });
+        while (threads_.size() < threads) {
+            const Calls kind = threads_.size() < for_small_ ? Calls::any : Calls::large;
+            threads_.emplace_back([this, kind] { work(kind); });
+        }
     } catch (const std::system_error&) {
         if (threads_.empty()) throw;  // the system gives no more: those that run do the work
     }
@@ -45,6 +78,7 @@ void SearchPool::join() {
         stopping_ = true;
     }
     some_wait_.notify_all();
+    large_wait_.notify_all();
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
 }
@@ -59,6 +93,7 @@ std::vector<SearchCall*> SearchPool::stop() {
 }
 
 void SearchPool::submit(SearchCall* call) {
+    const bool large = call->q >= kLarge;  // when it is out of our hands it may be gone
     {
         const std::lock_guard<std::mutex> lock(mutex_);
         if (ended_.capacity() <= held_) ended_.reserve(2 * held_ + 8);
@@ -66,6 +101,7 @@ void SearchPool::submit(SearchCall* call) {
         ++held_;
     }
     some_wait_.notify_one();
+    if (large) large_wait_.notify_one();
 }
 
 std::vector<SearchCall*> SearchPool::collect() {
@@ -76,25 +112,30 @@ std::vector<SearchCall*> SearchPool::collect() {
     return ended;
 }
 
-void SearchPool::work() {
+void SearchPool::work(Calls kind) {
     Scratch scratch;
     std::vector<SearchCall*> calls;
     calls.reserve(kMostCalls);
-    while (take(calls)) {
+    Cores cores(avoided_core_);
+    while (take(kind, calls)) {
+        cores.keep_off(calls.front()->q < kLarge);
         answer({calls.data(), calls.size()}, scratch);
         hand_back(calls);
     }
 }
 
 // Waits for calls, and takes a share of them: the first, and what may be searched with it. False: it is time to stop.
-bool SearchPool::take(std::vector<SearchCall*>& calls) {
+bool SearchPool::take(Calls kind, std::vector<SearchCall*>& calls) {
     calls.clear();
     std::unique_lock<std::mutex> lock(mutex_);
-    some_wait_.wait(lock, [this] { return stopping_ || !waiting_.empty(); });
+    std::condition_variable& theirs = kind == Calls::any ? some_wait_ : large_wait_;
+    theirs.wait(lock, [&] { return stopping_ || first_of(kind) != waiting_.end(); });
     if (stopping_) return false;
-    const std::size_t share = std::min(kMostCalls, (waiting_.size() + shares_ - 1) / shares_);
-    calls.push_back(waiting_.front());
-    waiting_.pop_front();
+    const auto first = first_of(kind);
+    const std::size_t threads = (*first)->q < kLarge ? for_small_ : for_large_;
+    const std::size_t share = std::min(kMostCalls, (waiting_.size() + threads - 1) / threads);
+    calls.push_back(*first);
+    waiting_.erase(first);
     std::size_t queries = calls.front()->q;
     for (auto next = waiting_.begin(); next != waiting_.end() && calls.size() < share;) {
         const bool fits = queries + (*next)->q <= kMostQueries && alike(*calls.front(), **next);
@@ -105,6 +146,11 @@ bool SearchPool::take(std::vector<SearchCall*>& calls) {
         next = fits ? waiting_.erase(next) : std::next(next);
     }
     return true;
+}
+
+std::deque<SearchCall*>::iterator SearchPool::first_of(Calls kind) {
+    if (kind == Calls::any) return waiting_.begin();
+    return std::find_if(waiting_.begin(), waiting_.end(), [](const SearchCall* call) { return call->q >= kLarge; });
 }
 
 void SearchPool::answer(Span<SearchCall*> calls, Scratch& scratch) {

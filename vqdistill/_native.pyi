@@ -479,6 +479,8 @@ class SearchPool:
     threads : 1..1024
     ready_fd : where 8 bytes are written whenever searches have ended: an eventfd, or the end of a pipe that does not
         block. Not owned: keep it open until the pool is closed.
+    avoided_core : where searches of less than 16 queries do not run, and for which they leave one thread of several to
+        larger ones; -1: none
 
     Raises
     ------
@@ -488,7 +490,7 @@ class SearchPool:
         If the system gives not one thread.
     """
 
-    def __init__(self, threads: int, ready_fd: int) -> None: ...
+    def __init__(self, threads: int, ready_fd: int, avoided_core: int = -1) -> None: ...
     def submit(self, search: PreparedSearch, ticket: Any) -> None:
         """Have a search run; its timeout begins now.
 

@@ -1,10 +1,16 @@
 // Many threads in one IvfSearch, for the sanitizers: small integers, so that all of them must find the same.
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <memory>
 #include <mutex>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "checks.h"
@@ -344,6 +350,54 @@ void check_pool_shares_what_waits(const Arrays& arrays) {
     CHECK(timed_out);
 }
 
+// Small calls run on other cores than the avoided one and leave a thread to large ones, which run anywhere.
+void check_pool_avoids_a_core(const Arrays& arrays) {
+#ifdef __linux__
+    cpu_set_t given;
+    CHECK(sched_getaffinity(0, sizeof given, &given) == 0);
+    int avoided = 0;
+    while (!CPU_ISSET(avoided, &given)) ++avoided;
+    cpu_set_t others = given;
+    CPU_CLR(avoided, &others);
+    const bool alone = CPU_COUNT(&others) == 0;
+    const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
+    const IvfSearch search(view_of(arrays, Metric::ip, true), no_dense);
+    constexpr std::size_t kLarge = SearchPool::kLarge, kCalls = 40;
+    const std::vector<float> queries(kLarge * kD, 0.5f);
+    for (const std::size_t q : {std::size_t{1}, kLarge - 1, kLarge}) {
+        const bool large = q >= kLarge;
+        std::vector<float> scores(kCalls * q * kBest);
+        std::vector<std::int64_t> positions(kCalls * q * kBest);
+        std::vector<QueryStats> stats(kCalls * q);
+        std::vector<SearchCall> calls;
+        for (std::size_t i = 0; i < kCalls; ++i)
+            calls.push_back({&search, queries.data(), q, ways_to_search(arrays)[1],
+                             CallLimits::Clock::time_point::max(), scores.data() + i * q * kBest,
+                             positions.data() + i * q * kBest, stats.data() + i * q, nullptr});
+        std::mutex mutex;
+        std::set<std::thread::id> seen;
+        Collector collector;
+        const auto look = [&] {
+            cpu_set_t now;
+            CHECK(sched_getaffinity(0, sizeof now, &now) == 0);
+            CHECK(CPU_EQUAL(&now, alone || large ? &given : &others));
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));  // so that another thread would come
+            {
+                const std::lock_guard<std::mutex> lock(mutex);
+                seen.insert(std::this_thread::get_id());
+            }
+            collector.tell();
+        };
+        SearchPool pool(2, look, avoided);
+        for (SearchCall& call : calls) pool.submit(&call);
+        collector.wait_for(pool, kCalls);
+        CHECK(pool.stop().empty());
+        for (const SearchCall& call : calls) CHECK(call.failure == nullptr);
+        CHECK(seen.size() == (large ? 2 : 1));
+    }
+#endif
+}
+
 // What no thread has taken when a pool stops is given back, and what one has can be collected.
 void check_pool_stops(const Arrays& arrays) {
     const DiskTier no_dense(-1, nullptr, 0, 0, DenseDtype::none, kD, IoMode::automatic);
@@ -399,6 +453,7 @@ int main() {
     check_calls_that_end_early(arrays);
     check_pool_finds_what_a_search_does(arrays);
     check_pool_shares_what_waits(arrays);
+    check_pool_avoids_a_core(arrays);
     check_pool_stops(arrays);
     check_threads_share_lists(random_arrays(kHeavyRows));
     check_each_task_runs_once();

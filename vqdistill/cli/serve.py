@@ -26,6 +26,12 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="Processes, each with the indexes in its own memory.",
 )
+@click.option(
+    "--loop-core",
+    type=click.IntRange(min=0),
+    metavar="CORE",
+    help="Core of the one thread that reads and answers requests; small searches run on the others.",
+)
 @click.option("--max-k", type=_SIZE, default=1000, show_default=True, help="Results of a query.")
 @click.option("--max-batch", type=_SIZE, default=1024, show_default=True, help="Queries of a request.")
 @click.option(
@@ -100,6 +106,7 @@ def serve_command(
     host: str,
     port: int,
     workers: int,
+    loop_core: int | None,
     api_key_file: str | None,
     api_key_env: str,
     poll_s: float,
@@ -131,7 +138,10 @@ def serve_command(
         drain_s=drain_s,
         io=io,
         access_log=access_log,
+        loop_core=loop_core,
     )
+    if loop_core is not None and workers > 1:
+        raise click.UsageError(f"--loop-core is for the loop of one worker, got --workers {workers}")
     if engine is None:
         if address is not None or parts is not None or replicas != "1" or on_lost != "fail":
             raise click.UsageError("--address, --parts, --replicas and --on-lost need --engine ray")

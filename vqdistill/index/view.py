@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -131,15 +130,9 @@ class View:
         timeout_s = math.inf if params.timeout_s is None else params.timeout_s
         return getattr(self.engine, method)(rows, threads=params.threads, timeout_s=timeout_s, **options)
 
-    @contextmanager
-    def telling(self, queries: int, params: SearchParams) -> Iterator[None]:
+    def telling(self, queries: int, params: SearchParams) -> AbstractContextManager[None]:
         """Say what exceptions of the engine mean, as `run` does."""
-        try:
-            yield
-        except TimeoutError:
-            raise SearchTimeout(f"the search of {queries} queries took longer than {params.timeout_s} s") from None
-        except OSError as error:
-            raise VqdistillError(f"{self.reader.path}: dense rows cannot be read: {error.strerror}") from error
+        return _Telling(self.reader, queries, params)
 
     def prepared(self, rows: Any, name: str = "queries") -> F32Rows:
         """Return rows (b, d) float32 as the index scores them: unit rows under cosine."""
@@ -161,6 +154,23 @@ class View:
     def named(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """External ids and row numbers of positions."""
         return named(self.reader, positions)
+
+
+class _Telling:
+    """A generator would do, and take longer than what it is around."""
+
+    def __init__(self, reader: IndexReader, queries: int, params: SearchParams) -> None:
+        self._reader, self._queries, self._params = reader, queries, params
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TimeoutError):
+            limit = self._params.timeout_s
+            raise SearchTimeout(f"the search of {self._queries} queries took longer than {limit} s") from None
+        if isinstance(error, OSError):
+            raise VqdistillError(f"{self._reader.path}: dense rows cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)

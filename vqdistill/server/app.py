@@ -46,14 +46,15 @@ def _framework(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        watching = asyncio.create_task(service.watch())
-        try:
-            yield {"service": service}
-        finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-            await asyncio.to_thread(service.close)
+        with service.loop_core.kept():
+            watching = asyncio.create_task(service.watch())
+            try:
+                yield {"service": service}
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+                await asyncio.to_thread(service.close)
 
     # The pages that show the description load scripts from elsewhere, so there are none.
     app = FastAPI(

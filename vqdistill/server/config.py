@@ -67,6 +67,8 @@ class ServerConfig:
     """How dense rows are read; see `IndexReader.engine`."""
     access_log: bool = True
     """Whether each request is logged."""
+    loop_core: int | None = None
+    """Core of the thread that reads and answers requests; see `LoopCore`."""
 
     def __post_init__(self) -> None:
         if not self.indexes:

@@ -23,11 +23,12 @@ class SearchPool:
     Parameters
     ----------
     threads : calls at a time
+    avoided_core : where calls of less than 16 queries do not run; None = they run anywhere
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, avoided_core: int | None = None) -> None:
         self._reading, self._writing = _telling_ends()
-        self._native = NativePool(threads, self._writing)
+        self._native = NativePool(threads, self._writing, -1 if avoided_core is None else avoided_core)
         self._loops = set[asyncio.AbstractEventLoop]()
         """that look at the descriptor; each tells those of the others as well"""
         self._lock = threading.Lock()

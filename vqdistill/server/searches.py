@@ -61,10 +61,11 @@ class Searches:
         metrics: Metrics,
         books: Books,
         threads: ThreadPoolExecutor,
+        loop_core: int | None,
     ) -> None:
         self._indexes, self._limits, self._metrics, self._threads = indexes, limits, metrics, threads
         self._books = books
-        self._pool = SearchPool(limits.concurrency)
+        self._pool = SearchPool(limits.concurrency, loop_core)
         self._batcher = Batcher(self._answer, threads, limits.concurrency)
 
     async def ask(self, question: Question) -> Response:

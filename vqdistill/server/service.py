@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
@@ -20,12 +20,28 @@ from vqdistill.searcher import Searcher
 from vqdistill.searcher import open as open_searcher
 from vqdistill.server.books import Books
 from vqdistill.server.config import ServerConfig
+from vqdistill.server.cores import LoopCore
 from vqdistill.server.fleet import FleetSearcher
 from vqdistill.server.metrics import Metrics
 from vqdistill.server.problems import Problem
 from vqdistill.server.searches import Searches, left_s
 
 T = TypeVar("T")
+
+
+class _Place:
+    """What a request holds while it is at work; all hold the same one."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def __enter__(self) -> None:
+        self._service.enter()
+
+    def __exit__(self, *error: object) -> None:
+        self._service.leave()
+
+
 Opener = Callable[[Path], FleetSearcher]
 """Opens an index whose shards other processes hold."""
 _log = logging.getLogger(__name__)
@@ -39,6 +55,7 @@ class Service:
         self.limits = config.limits
         self.metrics = Metrics()
         self.books = Books()
+        self.loop_core = LoopCore(config.loop_core)
         self.stopping = False
         # Before they are opened: what is published meanwhile is seen at the first look.
         self._seen = {name: self._current(name) for name in config.indexes}
@@ -50,8 +67,11 @@ class Service:
             self.metrics.describe(name, searcher.reader)
         self.metrics.measure_process()
         self._inside = 0
-        self._threads = ThreadPoolExecutor(config.limits.concurrency, "search")
-        self.searches = Searches(self.indexes, self.limits, self.metrics, self.books, self._threads)
+        self._place = _Place(self)
+        self._threads = ThreadPoolExecutor(config.limits.concurrency, "search", self.loop_core.leave)
+        self.searches = Searches(
+            self.indexes, self.limits, self.metrics, self.books, self._threads, self.loop_core.core
+        )
         self._refreshing = {name: asyncio.Lock() for name in self.indexes}
 
     @property
@@ -72,24 +92,27 @@ class Service:
             raise Problem(HTTPStatus.NOT_FOUND, f"index must be one of {known}, got {name[:64]!r}")
         return self.indexes[name]
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self) -> AbstractContextManager[None]:
         """Hold a place, of which there are as many as requests may be at work or wait.
 
         Raises
         ------
         Problem
-            If all are taken: 429, or 503 while the server stops.
+            On entering, if all are taken: 429, or 503 while the server stops.
         """
+        return self._place
+
+    def enter(self) -> None:
+        """Take a place; raises as `place`."""
         if self.full:
             raise self.refusal()
         self._inside += 1
         self.metrics.busy.set(self._inside)
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            self.metrics.busy.set(self._inside)
+
+    def leave(self) -> None:
+        """Give a place back."""
+        self._inside -= 1
+        self.metrics.busy.set(self._inside)
 
     @property
     def full(self) -> bool:
