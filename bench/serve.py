@@ -2,10 +2,12 @@
 
     python bench/serve.py ../shared/data/pypi200k-int8.h5 --ram 32B/vec
 
-Compiles the dataset (or takes --index, of which it changes a copy), serves it with the defaults and asks for its test
-queries, one a request but for the batches, as npy and with msgpack for an answer. The load comes from this process, on
-the same cores. The capacity is the highest rate at which requests that do not wait for each other are all answered for
-a third of a minute. Clients that wait for answers get more, as they slow down with the machine; that is told beside it.
+Compiles the dataset (or takes --index, of which it changes a copy), serves it and asks for its test queries, one a
+request but for the batches, as npy and with msgpack for an answer. The load comes from this process, on the same cores,
+but for the one that --loop-core gives to the server; its tail without that, and with load from any core, is
+measured beside it. The capacity is the highest rate at which requests that do not wait for each other are all answered
+for a minute, as long as the runs at 80 % of it, of which there are three: tails differ by the minute.
+Clients that wait for answers get more, as they slow down with the machine; that is told beside it.
 Results go to bench/results/serve.json.
 """
 
@@ -21,7 +23,9 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +42,7 @@ K, BATCH = 10, 256
 CONNECTIONS = (2, 4, 8, 16, 32)
 """Of closed loops."""
 ROUNDS = 3
-"""Of each, in turns, of which the median counts."""
+"""Of each, in turns, of which the median counts; and of what goes on for longer."""
 STEP = 0.9
 """Between two rates that are tried to find the capacity."""
 HEALTH = b"GET /health HTTP/1.1\r\nHost: bench\r\n\r\n"
@@ -53,7 +57,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path, help="file with queries under the key test")
     parser.add_argument("--index", type=Path, help="compiled from it; default: compile it")
     parser.add_argument("--ram", default="32B/vec")
-    parser.add_argument("--seconds", type=float, default=60, help="at 80 %% of the capacity; a third for the others")
+    parser.add_argument("--seconds", type=float, default=60, help="at a rate, up to the capacity; a third for the rest")
     parser.add_argument("--out", type=Path, default=RESULTS / "serve.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="vqdistill-serve-") as place:
@@ -75,33 +79,53 @@ def measure(index: Path, dataset: Path, seconds: float) -> dict[str, Any]:
     queries = test.take(np.arange(min(test.n, 4096)))
     single = [request(query[None]) for query in queries]
     brief = max(seconds / 3, 1.0)
-    with Server(index) as server:
+    cores = sorted(os.sched_getaffinity(0))
+    ways = ("--loop-core", str(cores[0])) if len(cores) > 1 else ()
+    others = set(cores[1:] or cores)
+    with Server(index, *ways) as server, on_cores(others):
         asyncio.run(closed_loop(server.address, single, 8, brief / 4))  # to be warm
         closed: dict[int, list[Seen]] = {count: [] for count in CONNECTIONS}
         for _ in range(ROUNDS):
             for count, seen in closed.items():
                 seen.append(asyncio.run(closed_loop(server.address, single, count, brief / 4 / ROUNDS)))
         best = max(statistics.median(each.per_second for each in seen) for seen in closed.values())
-        tried = [sustained(server, single, best, brief)]
-        while set(tried[-1]["statuses"]) != {"200"}:
-            if tried[-1]["rate_per_s"] < 1:
-                raise SystemExit(f"not even one request a second is answered whole: {tried[-1]['statuses']}")
-            tried.append(sustained(server, single, STEP * tried[-1]["rate_per_s"], brief))
-        capacity = tried[-1]["rate_per_s"]
+        tried = [held(server, single, best, brief)]
+        while not all_answered(tried[-1]):
+            rate = tried[-1][0]["rate_per_s"]
+            if rate < 1:
+                raise SystemExit(f"not even one request a second is answered whole: {tried[-1]}")
+            tried.append(held(server, single, STEP * rate, brief))
+        capacity = tried[-1][0]["rate_per_s"]
         result: dict[str, Any] = {
             "dataset": dataset.stem,
+            "options": ways,
             "capacity_per_s": capacity,
             "rates_tried": tried,
             "closed_loops": {count: [each.summary() for each in seen] for count, seen in closed.items()},
-            "sustained": sustained(server, single, 0.8 * capacity, seconds),
+            "sustained": [sustained(server, single, 0.8 * capacity, seconds) for _ in range(ROUNDS)],
             "sustained_without_work": sustained(server, [HEALTH], 0.8 * capacity, brief),
             "overload": overload(server, single, 3 * capacity, brief),
         }
     with Server(index) as server:
+        asyncio.run(closed_loop(server.address, single, 8, brief / 4))
+        result["sustained_anywhere"] = sustained(server, single, 0.8 * capacity, seconds)
+    with Server(index, *ways) as server:
         result["batches"] = batches(server, index, queries, brief)
-        result["new_generation"] = new_generation(server, index, single, capacity / 2, brief)
+        with on_cores(others):
+            result["new_generation"] = new_generation(server, index, single, capacity / 2, brief)
     result["sigterm"] = [sigterm(index, single) for _ in range(5)]
     return result
+
+
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Keep the calling thread, and those that it begins, on some cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def request(queries: F32) -> bytes:
@@ -109,6 +133,19 @@ def request(queries: F32) -> bytes:
     file = io.BytesIO()
     np.save(file, queries)
     return post(f"/v1/indexes/index/search?k={K}", file.getvalue(), NPY, MSGPACK)
+
+
+def held(server: Server, requests: list[bytes], rate: float, seconds: float) -> list[dict[str, Any]]:
+    """Ask at a rate for several times as long, until some request is not answered."""
+    parts = [sustained(server, requests, rate, seconds)]
+    while len(parts) < ROUNDS and all_answered(parts):
+        parts.append(sustained(server, requests, rate, seconds))
+    return parts
+
+
+def all_answered(parts: list[dict[str, Any]]) -> bool:
+    """Whether nothing was refused or lost."""
+    return all(set(part["statuses"]) == {"200"} for part in parts)
 
 
 def sustained(server: Server, requests: list[bytes], rate: float, seconds: float) -> dict[str, Any]:
