@@ -4,10 +4,10 @@
 
 Compiles the dataset (or takes --index, of which it changes a copy), serves it and asks for its test queries, one a
 request but for the batches, as npy and with msgpack for an answer. The load comes from this process, on the same cores,
-but for the one that --loop-core gives to the server; its tail without that, and with load from any core, is
-measured beside it. The capacity is the highest rate at which requests that do not wait for each other are all answered
-for a minute, as long as the runs at 80 % of it, of which there are three: tails differ by the minute.
-Clients that wait for answers get more, as they slow down with the machine; that is told beside it.
+but for the one that --loop-core gives to the server; its tail without that, and with load from any core, is measured
+beside it. The capacity is the highest rate at which requests that do not wait for each other are all answered for a
+minute, as long as the runs at 80 % of it, of which there are three: tails differ by the minute. Clients that wait for
+answers get more, as they slow down with the machine; that is told beside it.
 Results go to bench/results/serve.json.
 """
 
