@@ -304,7 +304,7 @@ def test_a_long_body_is_refused_while_it_streams_in(small: Local) -> None:
 def test_a_full_server_refuses_at_once(small: Local) -> None:
     with ExitStack() as stack:
         for _ in range(2):
-            stack.enter_context(small.service.place())
+            stack.enter_context(small.service.places)
         answer = small.search("rows", {"queries": [GOOD]})
         sentence = "the server has 2 requests in hand, as many as it takes; try again"
         assert refused(answer) == (429, sentence) and answer.headers["retry-after"] == "1"

@@ -30,7 +30,7 @@ DISK_READ, DISK_WRITE, DISK_READS = 3e9, 1.5e9, 400_000.0
 """Bytes a second, and reads of a page a second, of an NVMe drive: of data sheets, not measured."""
 DISK_LATENCY_S, AT_ONCE, TAIL = 1e-4, 32, 3.0
 """Of a read, reads of a query that are under way together, and p99 against the middle; the last as the server had it
-under light load (12.6 and 4.2 ms)."""
+under light load, 12.6 and 4.2 ms in a run of bench/serve.py."""
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,7 @@ class View:
 
 
 class _Telling:
-    """Says what exceptions of the engine mean; a class, as a generator takes longer than what it is around."""
+    """Says what exceptions of the engine mean; a class, as a generator takes three times as long."""
 
     def __init__(self, reader: IndexReader, queries: int, params: SearchParams) -> None:
         self._reader, self._queries, self._params = reader, queries, params

@@ -51,7 +51,7 @@ def _quality(part: str) -> float:
 
 
 class Answer(Response):
-    """A response of one of three kinds; others are made for more, and take three times as long."""
+    """The response to a search; making one that might have any headers takes nearly three times as long."""
 
     def __init__(self, body: bytes, kind: str) -> None:
         self.status_code, self.background, self.body = 200, None, body

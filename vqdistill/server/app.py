@@ -38,7 +38,7 @@ class AppFactory:
 def create_app(service: Service) -> ASGIApp:
     """Return the ASGI application of a service, which it closes at its end."""
     app = _framework(service)
-    # Around the framework, not in it: searches do not pass its own frames, which take as long as all of these.
+    # Around the framework, not in it: searches then pass none of its frames.
     return Observe(RequireKey(RefuseWhenFull(DirectSearch(app), service), service), service)
 
 

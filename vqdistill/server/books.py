@@ -14,7 +14,7 @@ _DELAY_S = 0.02
 
 
 class Books:
-    """Has what a loop answered counted and logged, some requests at once: alone, each takes half as long again."""
+    """Has what a loop answered counted and logged, some requests at once: alone, each takes a third longer."""
 
     def __init__(self) -> None:
         self._notes: list[tuple[Callable[..., str | None], tuple[Any, ...]]] = []

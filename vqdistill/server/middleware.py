@@ -97,7 +97,7 @@ class RefuseWhenFull:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         wants_place = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith(_PLACED)
-        if wants_place and self._service.full:
+        if wants_place and self._service.places.full:
             await self._service.refusal().response()(scope, receive, send)
         else:
             await self._app(scope, receive, send)

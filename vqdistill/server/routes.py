@@ -106,7 +106,7 @@ async def search(name: Name, request: Request) -> Response:
     service.index(name)
     headers = headers_of(request.scope)
     kind, content_type = accepted(headers.get("accept")), headers.get("content-type")
-    with service.place():
+    with service.places:
         body = await read_body(request.receive, headers, service.limits)
         return await service.searches.ask(Question(name, content_type, request.scope["query_string"], body, kind))
 
@@ -151,7 +151,7 @@ async def explain(name: Name, request: Request) -> Any:
     service = _service(request)
     searcher, headers = service.index(name), headers_of(request.scope)
     content_type = headers.get("content-type")
-    with service.place():
+    with service.places:
         body = await read_body(request.receive, headers, service.limits)
 
         def answer(timeout_s: float) -> Any:

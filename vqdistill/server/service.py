@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
@@ -27,24 +26,39 @@ from vqdistill.server.problems import Problem
 from vqdistill.server.searches import Searches, left_s
 
 T = TypeVar("T")
-
-
-class _Place:
-    """What a request holds while it is at work; all hold the same one."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    def __enter__(self) -> None:
-        self._service.enter()
-
-    def __exit__(self, *error: object) -> None:
-        self._service.leave()
-
-
 Opener = Callable[[Path], FleetSearcher]
 """Opens an index whose shards other processes hold."""
 _log = logging.getLogger(__name__)
+
+
+class Places:
+    """What requests hold while they wait or are at work, one each: `with` takes one and gives it back.
+
+    Parameters
+    ----------
+    count : places
+    refusal : makes what entering raises when all are taken
+    taken : is told how many are
+    """
+
+    def __init__(self, count: int, refusal: Callable[[], Problem], taken: Callable[[float], None]) -> None:
+        self._count, self._refusal, self._tell = count, refusal, taken
+        self._taken = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether all are taken."""
+        return self._taken >= self._count
+
+    def __enter__(self) -> None:
+        if self.full:
+            raise self._refusal()
+        self._taken += 1
+        self._tell(self._taken)
+
+    def __exit__(self, *error: object) -> None:
+        self._taken -= 1
+        self._tell(self._taken)
 
 
 class Service:
@@ -66,8 +80,7 @@ class Service:
         for name, searcher in self.indexes.items():
             self.metrics.describe(name, searcher.reader)
         self.metrics.measure_process()
-        self._inside = 0
-        self._place = _Place(self)
+        self.places = Places(config.limits.places, self.refusal, self.metrics.busy.set)
         self._threads = ThreadPoolExecutor(config.limits.concurrency, "search", self.loop_core.leave)
         self.searches = Searches(
             self.indexes, self.limits, self.metrics, self.books, self._threads, self.loop_core.core
@@ -92,35 +105,8 @@ class Service:
             raise Problem(HTTPStatus.NOT_FOUND, f"index must be one of {known}, got {name[:64]!r}")
         return self.indexes[name]
 
-    def place(self) -> AbstractContextManager[None]:
-        """Hold a place, of which there are as many as requests may be at work or wait.
-
-        Raises
-        ------
-        Problem
-            On entering, if all are taken: 429, or 503 while the server stops.
-        """
-        return self._place
-
-    def enter(self) -> None:
-        """Take a place; raises as `place`."""
-        if self.full:
-            raise self.refusal()
-        self._inside += 1
-        self.metrics.busy.set(self._inside)
-
-    def leave(self) -> None:
-        """Give a place back."""
-        self._inside -= 1
-        self.metrics.busy.set(self._inside)
-
-    @property
-    def full(self) -> bool:
-        """Whether all places are taken."""
-        return self._inside >= self.limits.places
-
     def refusal(self) -> Problem:
-        """Return the refusal of a request that finds no place, and count it."""
+        """Return the refusal of a request that finds no place, and count it: 429, or 503 while the server stops."""
         self.metrics.refused.labels("stopping" if self.stopping else "full").inc()
         if self.stopping:
             return Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the server is stopping", {"Retry-After": "1"})
