@@ -17,6 +17,13 @@ double squared_norm(const float* x, std::size_t d) {
     return sum;
 }
 
+bool is_identity(const float* matrix, std::size_t rows, std::size_t d) {
+    if (rows != d) return false;
+    for (std::size_t i = 0; i < rows * d; ++i)
+        if (matrix[i] != (i % (d + 1) == 0 ? 1.0f : 0.0f)) return false;
+    return true;
+}
+
 // Sums over the codewords of one subspace of a table of bytes.
 struct TableMoments {
     explicit TableMoments(const std::uint8_t* table) {
@@ -58,7 +65,10 @@ Cuts Cuts::of(std::size_t m, float deviations) {
 }
 
 TableBuilder::TableBuilder(const IndexView& index, const Kernels& kernels)
-    : index_(index), kernels_(kernels), table_init_(index.m * kSub, 0.0f) {
+    : index_(index),
+      kernels_(kernels),
+      rotates_(!index.additive() && !is_identity(index.rotation, index.m * index.dsub, index.d)),
+      table_init_(index.m * kSub, 0.0f) {
     if (index.additive()) return;
     words_t_.resize(index.m * index.dsub * kSub);
     for (std::size_t j = 0; j < index.m; ++j)
@@ -104,10 +114,13 @@ void TableBuilder::product_luts(const float* queries, std::size_t q, float* luts
         for (std::size_t i = 0; i < q * d; ++i) scratch.centered[i] = 2.0f * (queries[i] - index_.mean[i % d]);
         queries = scratch.centered.data();
     }
-    scratch.projected.resize(std::max(scratch.projected.size(), q * d_out));
-    kernels_.gemm_nt(queries, q, index_.rotation, d_out, d, scratch.projected.data());
+    if (rotates_) {
+        scratch.projected.resize(std::max(scratch.projected.size(), q * d_out));
+        kernels_.gemm_nt(queries, q, index_.rotation, d_out, d, scratch.projected.data());
+        queries = scratch.projected.data();
+    }
     for (std::size_t i = 0; i < q; ++i)
-        kernels_.pq_tables(scratch.projected.data() + i * d_out, words_t_.data(), table_init_.data(), index_.m,
+        kernels_.pq_tables(queries + i * d_out, words_t_.data(), table_init_.data(), index_.m,
                            index_.dsub, luts + i * index_.m * kSub);
 }
 

@@ -51,6 +51,7 @@ private:
 
     IndexView index_;
     const Kernels& kernels_;
+    bool rotates_;                   // false if the rotation of product codes is the identity
     std::vector<float> words_t_;     // (m, dsub, 16): product codewords as the table kernel reads them
     std::vector<float> table_init_;  // (m, 16): 0, or -|codeword|^2 for l2
 };
