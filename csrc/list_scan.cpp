@@ -59,12 +59,15 @@ struct ListScan::Part {
     }
     // Keeps hits of blocks from `first_block` on that are rows of the list.
     void keep(const ScanQuery& hits, std::size_t first_block, Rows rows) const {
-        for (std::size_t i = 0; i < hits.found; ++i) {
-            const std::size_t row = first_block * kBlockRows + hits.hits[i].row;
-            if (row < rows.begin || row >= rows.end) continue;
-            const float score = code_score(base, query->tables.scale.step, static_cast<int>(hits.hits[i].sum));
-            query->found.push({score, tag, static_cast<std::int64_t>(rows.set->first + row)});
-        }
+        const std::size_t first_row = first_block * kBlockRows;
+        const ScanHit *hit = hits.hits, *end = hits.hits + hits.found;  // by rising row
+        while (hit < end && first_row + hit->row < rows.begin) ++hit;
+        while (hit < end && first_row + end[-1].row >= rows.end) --end;
+        const float step = query->tables.scale.step;
+        query->found.push_all(static_cast<std::size_t>(end - hit), [&](std::size_t i) {
+            return Scored{code_score(base, step, static_cast<int>(hit[i].sum)), tag,
+                          static_cast<std::int64_t>(rows.set->first + first_row + hit[i].row)};
+        });
     }
 };
 
@@ -105,7 +108,7 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
         for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
-            if (first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
+            if (!flat && first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
             scan_list(flat, queries, visits.data() + first, nq, cuts, allow, limits, scratch.hits);
         }
     }
@@ -142,7 +145,7 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
         Helper& helper = helpers[started++];
         for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
             after = next();
-            if (after < visits.size()) prefetch_head(visits[after].list, flat);
+            if (!flat && after < visits.size()) prefetch_head(visits[after].list, flat);
             scan_list(flat, {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits, helper.hits);
         }
     });

@@ -21,20 +21,29 @@ std::vector<Scored> expected(std::vector<Scored> items, std::size_t r) {
     return items;
 }
 
-void check_stream(TopR& top, const std::vector<Scored>& items, std::size_t r) {
-    top.reset(r);
-    float bar = -kInf;
-    for (const Scored& item : items) {
-        top.push(item);
-        CHECK(top.bar().score >= bar);  // it never falls
-        bar = top.bar().score;
-    }
+void check_best(TopR& top, const std::vector<Scored>& items, std::size_t r) {
     const auto found = top.best();
     std::sort(found.begin(), found.end(), better);
     const std::vector<Scored> wanted = expected(items, r);
     CHECK(found.size == wanted.size());
     for (std::size_t i = 0; i < wanted.size(); ++i)
         CHECK(found[i].score == wanted[i].score && found[i].id == wanted[i].id && found[i].tag == wanted[i].tag);
+}
+
+void check_stream(TopR& top, const std::vector<Scored>& items, std::size_t r) {
+    for (const std::size_t batch : {1, 7, 1000}) {
+        top.reset(r);
+        float bar = -kInf;
+        for (std::size_t first = 0; first < items.size(); first += batch) {
+            if (batch == 1)
+                top.push(items[first]);
+            else
+                top.push_all(std::min(batch, items.size() - first), [&](std::size_t i) { return items[first + i]; });
+            CHECK(top.bar().score >= bar);  // it never falls
+            bar = top.bar().score;
+        }
+        check_best(top, items, r);
+    }
 }
 
 float score_of(int kind, std::size_t i, std::mt19937& random) {
