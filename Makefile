@@ -10,7 +10,7 @@ JOBS ?= 2
 BLOCKS ?= 10000000
 SEED ?= 1
 
-KERNEL_SOURCES := csrc/dispatch.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
+KERNEL_SOURCES := csrc/dispatch.cpp csrc/pack.cpp $(wildcard csrc/kernels_*.cpp) tests/native/fuzz_kernels.cpp
 KERNEL_FLAGS := -std=c++17 -O3 -ffp-contract=off -Wall -Wextra -Icsrc
 
 .PHONY: demo test lint format build sample quality ablate bench-check page-check console-check ray-check s3-check lance-check fuzz neon sanitize clean

@@ -21,7 +21,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.kernels import Engine, cpu_level, pack_codes
+from vqdistill.kernels import Engine, cpu_level, pack_codes, scan_order
 
 D = 384
 F32 = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ def ours(codes: npt.NDArray[np.uint8], codewords: F32, best: int) -> Search:
         mean=zeros[0],
         rotation=np.eye(D, dtype=np.float32),
         codewords=codewords,
-        packed=pack_codes(codes),
+        packed=scan_order(pack_codes(codes)),
     )
     return lambda queries: engine.search(queries, k=best, nprobe=1, refine=0, threads=1)[1]
 

@@ -8,6 +8,8 @@ namespace vqdistill {
 
 // Rows whose codes are interleaved for the scan: one byte of each fills a 32-byte register.
 constexpr std::size_t kBlockRows = 32;
+// Pairs of subspaces whose codes of a row lie side by side in codes in quads (see ScanCodes).
+constexpr std::size_t kQuad = 4;
 // Codewords of a subspace: a code has 4 bits, and its table of bytes fills one 16-byte look-up.
 constexpr std::size_t kSub = 16;
 constexpr std::size_t kMaxM = 256;

@@ -31,7 +31,9 @@ constexpr std::size_t kScanQueries = 4;
 // What a scan reads. Blocks are dropped early where the first codes of no row promise enough: after `pairs[s]` pairs of
 // subspaces, a block goes on for a query only if the sum of some row has reached the query's `cuts[s]`.
 struct ScanCodes {
-    const std::uint8_t* packed;  // (nblocks, m/2, 32): [b][p][r] = code of row r for subspace 2p (low 4 bits), 2p+1
+    // (nblocks, m/2, 32): [b][p][r] = codes of row r for subspaces 2p (low 4 bits) and 2p+1, a pair;
+    // or in quads (nblocks, m/8, 32, 4): [b][g][r][i] = the same for pair p = 4g + i.
+    const std::uint8_t* packed;
     std::size_t nblocks, m;
     std::size_t ncuts;            // <= kMaxCuts
     std::size_t pairs[kMaxCuts];  // rising, 1 .. m/2 - 1
@@ -103,6 +105,9 @@ struct Kernels {
     // REQUIRES tables (m, 16) with max(tables[2p]) + max(tables[2p+1]) <= 255 for all p: pairs are added in bytes, and
     // 128 pairs stay below 2^15. Integer: all levels agree bit for bit.
     std::size_t (*scan_pq4)(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept;
+
+    // The same on codes in quads, m a multiple of 8; null at levels that gain nothing by this order.
+    std::size_t (*scan_quads)(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept;
 
     // Turns float tables lut (m, 16) of one query into bytes (m, 16), m even, <= kMaxM:
     //   lo_j = min lut[j], range_j = max lut[j] - lo_j, step = max_p(range_2p + range_2p+1) / 254,

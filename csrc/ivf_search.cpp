@@ -256,7 +256,7 @@ void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates) const {
         const RowSet& set = index_.set_of(position);
         const std::size_t row = position - set.first;
         for (std::size_t j = 0; j < index_.m; j += 2) {
-            const std::uint8_t pair = pair_at(set.packed, index_.m, row, j / 2);
+            const std::uint8_t pair = pair_at(set.packed, set.quads, index_.m, row, j / 2);
             even += lut[j * kSub + (pair & 15)];
             odd += lut[(j + 1) * kSub + (pair >> 4)];
         }

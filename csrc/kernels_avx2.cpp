@@ -399,6 +399,7 @@ extern const Kernels kAvx2Kernels;
 const Kernels kAvx2Kernels = {
     "avx2",
     scan_pq4,
+    nullptr,  // a register holds codes of several pairs there, and pshufb has one table
     quantize_tables,
     pq_tables,
     search_codes,

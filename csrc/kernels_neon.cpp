@@ -397,6 +397,7 @@ extern const Kernels kNeonKernels;
 const Kernels kNeonKernels = {
     "neon",
     scan_pq4,
+    nullptr,
     quantize_tables,
     pq_tables,
     search_codes,

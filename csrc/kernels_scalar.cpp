@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "dispatch.h"
+#include "pack.h"
 
 namespace vqdistill {
 namespace {
@@ -14,24 +15,28 @@ namespace {
 constexpr std::size_t kLanes = 8;
 
 // Adds the table entries of pairs first..last of all rows of a block to sums.
+template <bool kQuads>
 void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
                std::uint16_t* sums) {
     for (std::size_t p = first; p < last; ++p) {
-        const std::uint8_t *codes = block + p * kBlockRows, *even = tables + 2 * p * kSub, *odd = even + kSub;
-        for (std::size_t r = 0; r < kBlockRows; ++r)
-            sums[r] = static_cast<std::uint16_t>(sums[r] + even[codes[r] & 15] + odd[codes[r] >> 4]);
+        const std::uint8_t *even = tables + 2 * p * kSub, *odd = even + kSub;
+        for (std::size_t r = 0; r < kBlockRows; ++r) {
+            const std::uint8_t pair = block[place_in_block(kQuads, p, r)];
+            sums[r] = static_cast<std::uint16_t>(sums[r] + even[pair & 15] + odd[pair >> 4]);
+        }
     }
 }
 
 // The sums of a block, unless it is dropped on the way.
+template <bool kQuads>
 bool sum_block(const ScanCodes& codes, const std::uint8_t* block, const ScanQuery& query, std::uint16_t* sums) {
     std::size_t done = 0;
     for (std::size_t s = 0; s < codes.ncuts; ++s) {
-        add_pairs(block, done, codes.pairs[s], query.tables, sums);
+        add_pairs<kQuads>(block, done, codes.pairs[s], query.tables, sums);
         done = codes.pairs[s];
         if (*std::max_element(sums, sums + kBlockRows) < query.cuts[s]) return false;
     }
-    add_pairs(block, done, codes.m / 2, query.tables, sums);
+    add_pairs<kQuads>(block, done, codes.m / 2, query.tables, sums);
     return true;
 }
 
@@ -39,14 +44,15 @@ bool has_places(const ScanQuery* queries, std::size_t nq) {
     return std::all_of(queries, queries + nq, [](const ScanQuery& q) { return q.found + kBlockRows <= q.places; });
 }
 
-std::size_t scan_pq4(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept {
+template <bool kQuads>
+std::size_t scan(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept {
     std::size_t b = 0;
     for (; b < codes.nblocks && has_places(queries, nq); ++b) {
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
         if (allowed == 0) continue;
         for (ScanQuery* query = queries; query != queries + nq; ++query) {
             std::uint16_t sums[kBlockRows] = {};
-            if (!sum_block(codes, codes.packed + b * (codes.m / 2) * kBlockRows, *query, sums)) continue;
+            if (!sum_block<kQuads>(codes, codes.packed + b * (codes.m / 2) * kBlockRows, *query, sums)) continue;
             for (std::size_t r = 0; r < kBlockRows; ++r)
                 if (sums[r] >= query->threshold && (allowed >> r & 1))
                     query->hits[query->found++] = {static_cast<std::uint32_t>(b * kBlockRows + r), sums[r]};
@@ -222,8 +228,8 @@ void gemm_nt_i8(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, st
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",    scan_pq4,     quantize_tables, pq_tables,  search_codes, gemm_nt,    gemm_nt_f16, gemm_nt_i8, dot<F32Row>,
-    dot<F16Row>, dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>, l2<Bf16Row>, l2<I8Row>,
+    "scalar",    scan<false>,  scan<true>,   quantize_tables, pq_tables,  search_codes, gemm_nt,     gemm_nt_f16, gemm_nt_i8,
+    dot<F32Row>, dot<F16Row>,  dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>,   l2<Bf16Row>, l2<I8Row>,
 };
 
 }  // namespace vqdistill

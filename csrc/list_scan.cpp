@@ -206,6 +206,7 @@ void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits
 std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
                                 const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
+    const auto scan_codes = rows.set->quads ? kernels_.scan_quads : kernels_.scan_pq4;
     ScanCodes codes{nullptr, 0, index_.m, cutting ? cuts.count : 0, {}, nullptr};
     std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
@@ -227,7 +228,7 @@ std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cut
         codes.packed = rows.set->packed + block * block_bytes;
         codes.nblocks = std::min(last - block, kMaxBlocks);
         codes.allow = allow.blocks == nullptr ? nullptr : allow.blocks + rows.set->first_block + block;
-        const std::size_t scanned = kernels_.scan_pq4(codes, scans, nq);
+        const std::size_t scanned = scan_codes(codes, scans, nq);
         for (std::size_t i = 0; i < nq; ++i) parts[i].keep(scans[i], block, rows);
         block += scanned;
     }

@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace vqdistill {
@@ -17,10 +18,21 @@ bool pack_codes(const std::uint8_t* codes, std::size_t n, std::size_t m, std::ui
     return all_bits < kSub;
 }
 
-void unpack_codes(const std::uint8_t* packed, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept {
+void to_quads(std::uint8_t* packed, std::size_t nblocks, std::size_t m) noexcept {
+    std::uint8_t block[kMaxM / 2 * kBlockRows];
+    const std::size_t block_bytes = m / 2 * kBlockRows;
+    for (; nblocks > 0; --nblocks, packed += block_bytes) {
+        std::copy_n(packed, block_bytes, block);
+        for (std::size_t p = 0; p < m / 2; ++p)
+            for (std::size_t r = 0; r < kBlockRows; ++r)
+                packed[place_in_block(true, p, r)] = block[place_in_block(false, p, r)];
+    }
+}
+
+void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept {
     for (std::size_t row = 0; row < n; ++row)
         for (std::size_t p = 0; p < m / 2; ++p) {
-            const std::uint8_t pair = pair_at(packed, m, row, p);
+            const std::uint8_t pair = pair_at(packed, quads, m, row, p);
             *codes++ = pair & 15;
             *codes++ = pair >> 4;
         }

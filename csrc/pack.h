@@ -1,4 +1,4 @@
-// Row-major codes <-> blocks of 32 rows, as the scan reads them (see Kernels::scan_pq4).
+// Row-major codes <-> blocks of 32 rows, as the scan reads them (see ScanCodes).
 #pragma once
 
 #include <cstddef>
@@ -12,12 +12,20 @@ namespace vqdistill {
 // Returns false, having written part of the output, if a code is 16 or more.
 bool pack_codes(const std::uint8_t* codes, std::size_t n, std::size_t m, std::uint8_t* packed) noexcept;
 
-// The first n rows of packed (block_count(n), m/2, 32) -> codes (n, m).
-void unpack_codes(const std::uint8_t* packed, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept;
+// Brings packed codes (nblocks, m/2, 32), m a multiple of 8, into quads, in place.
+void to_quads(std::uint8_t* packed, std::size_t nblocks, std::size_t m) noexcept;
+
+// The first n rows of packed codes, which may be in quads -> codes (n, m).
+void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept;
+
+// Where a block has pair p of row r.
+inline std::size_t place_in_block(bool quads, std::size_t p, std::size_t r) {
+    return quads ? (p / kQuad * kBlockRows + r) * kQuad + p % kQuad : p * kBlockRows + r;
+}
 
 // The codes of one row for subspaces 2p (low 4 bits) and 2p + 1.
-inline std::uint8_t pair_at(const std::uint8_t* packed, std::size_t m, std::size_t row, std::size_t p) {
-    return packed[(row / kBlockRows * (m / 2) + p) * kBlockRows + row % kBlockRows];
+inline std::uint8_t pair_at(const std::uint8_t* packed, bool quads, std::size_t m, std::size_t row, std::size_t p) {
+    return packed[row / kBlockRows * (m / 2) * kBlockRows + place_in_block(quads, p, row % kBlockRows)];
 }
 
 }  // namespace vqdistill

@@ -111,6 +111,16 @@ py::array_t<T> empty(std::initializer_list<std::size_t> shape) {
     return py::array_t<T>(std::vector<py::ssize_t>(shape.begin(), shape.end()));
 }
 
+// Bytes that begin at a cache line: a scan reads whole ones.
+inline py::array_t<std::uint8_t> aligned_bytes(const std::vector<std::size_t>& shape) {
+    constexpr std::size_t kLine = 64;
+    std::size_t size = 1;
+    for (const std::size_t s : shape) size *= s;
+    py::array_t<std::uint8_t> memory = empty<std::uint8_t>({size + kLine});
+    std::uint8_t* const begin = memory.mutable_data();
+    return py::array_t<std::uint8_t>(shape, begin + (0 - reinterpret_cast<std::uintptr_t>(begin)) % kLine, memory);
+}
+
 inline std::size_t in_range(const char* name, py::ssize_t value, py::ssize_t low, py::ssize_t high) {
     if (value < low || value > high)
         refuse(name, "in " + std::to_string(low) + ".." + std::to_string(high), std::to_string(value));
@@ -168,6 +178,26 @@ inline std::size_t require_m(std::size_t m) {
     if (m == 0 || m % 2 != 0 || m > kMaxM) refuse("m", "even and in 2..256", number(m));
     return m;
 }
+
+// Packed codes: (nblocks, m / 2, 32) uint8, or (nblocks, m / 8, 32, 4) in quads, see ScanCodes.
+class PackedArray {
+public:
+    PackedArray(const py::object& value, const char* name)
+        : array_(has_quads(value)
+                     ? Array<std::uint8_t>(value, name, "(nblocks, m / 8, 32, 4) uint8", {kAny, kAny, kBlockRows, kQuad})
+                     : Array<std::uint8_t>(value, name, "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows})) {}
+    const std::uint8_t* data() const { return array_.data(); }
+    const py::array& array() const { return array_.array(); }
+    bool quads() const { return has_quads(array_.array()); }
+    std::size_t nblocks() const { return array_.size(0); }
+    std::size_t m() const { return 2 * array_.size(1) * (quads() ? kQuad : 1); }
+
+private:
+    static bool has_quads(const py::handle& value) {
+        return py::isinstance<py::array>(value) && py::reinterpret_borrow<py::array>(value).ndim() == 4;
+    }
+    Array<std::uint8_t> array_;
+};
 
 // What each file adds to the module.
 void bind_engine(py::module_& module);

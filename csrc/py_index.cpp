@@ -18,6 +18,14 @@ py::tuple tuple_of(const py::handle& value, const char* name, const char* wanted
     return py::reinterpret_borrow<py::tuple>(value);
 }
 
+void require_packed(const char* name, const PackedArray& packed, std::size_t n, std::size_t m) {
+    if (packed.m() != m || packed.nblocks() != block_count(n))
+        refuse(name, "the blocks of " + number(n) + " rows of " + number(m) + " codes", describe(packed.array()));
+    const Kernels& kernels = active_kernels();
+    if (packed.quads() && kernels.scan_quads == nullptr)
+        refuse(name, "(nblocks, m / 2, 32) at CPU level " + std::string(kernels.name), describe(packed.array()));
+}
+
 // Fits a map to the rows that must be in it.
 void require_whole(const char* name, const Bytes& map, std::uint64_t end) {
     if (map.data() != nullptr && end > map.size())
@@ -55,16 +63,14 @@ AdapterArrays::AdapterArrays(const py::object& value, const std::string& name, p
     view_ = {static_cast<std::size_t>(units), rank, down.view(), bias.data(), up.view(), parts_[4].cast<bool>()};
 }
 
-AddedSet::AddedSet(const py::handle& value, py::ssize_t nlist, py::ssize_t pairs)
+AddedSet::AddedSet(const py::handle& value, py::ssize_t nlist, std::size_t m)
     : parts(tuple_of(value, "added", "(list_offsets, packed, dense_fd, dense_map)", 4)) {
     offsets.emplace(parts[0], "added list_offsets", "(nlist + 1,) int64", Shape{nlist + 1});
-    packed.emplace(parts[1], "added packed", "(nblocks, m / 2, 32) uint8", Shape{kAny, pairs, kBlockRows});
+    packed.emplace(parts[1], "added packed");
     if (!py::isinstance<py::int_>(parts[2])) throw py::type_error("added dense_fd must be an integer, got another");
     map.emplace(parts[3], "added dense_map");
     require_offsets(*offsets);
-    const auto n = static_cast<std::size_t>(offsets->data()[nlist]);
-    if (packed->size(0) != block_count(n))
-        refuse("added packed", "the blocks of " + number(n) + " rows", describe(packed->array()));
+    require_packed("added packed", *packed, static_cast<std::size_t>(offsets->data()[nlist]), m);
 }
 
 SpreadFile::SpreadFile(const py::handle& value, py::ssize_t nlist)
@@ -82,7 +88,7 @@ IndexArrays::IndexArrays(const IndexArguments& from)
       router_(from.router, "router", "(nlist, d) float32 or float16", {offsets_.array().shape(0) - 1, d()}),
       coarse_(from.coarse, "coarse", "(nlist, d) float32 or float16", {nlist(), d()}),
       rotation_(from.rotation, "rotation", "(m * dsub, d), or (0, d) for additive codes, float32", {kAny, d()}),
-      packed_(from.packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, codewords_.size(0) / 2, kBlockRows}),
+      packed_(from.packed, "packed"),
       map_(from.dense_map, "dense_map"),
       query_adapter_(from.query_adapter, "query_adapter", d()),
       verify_adapter_(from.verify_adapter, "verify_adapter", d()),
@@ -114,9 +120,7 @@ IndexView IndexArrays::view(const std::string& metric_name, bool residual) const
                    codewords_.view(),
                    query_adapter_.view(),
                    verify_adapter_.view()};
-    const std::size_t n = view.rows_in(view.sets[0]);
-    if (packed_.size(0) != block_count(n))
-        refuse("packed", "the blocks of " + number(n) + " rows", describe(packed_.array()));
+    require_packed("packed", packed_, view.rows_in(view.sets[0]), view.m);
     view.alive = Allow(alive_, "alive", view).view();
     return view;
 }
@@ -182,7 +186,7 @@ void IndexArrays::require_mapped(const IndexView& index, const DiskTier& tier) c
 
 std::vector<AddedSet> IndexArrays::added_sets(const py::object& added) const {
     std::vector<AddedSet> sets;
-    for (const py::handle set : added) sets.emplace_back(set, nlist(), codewords_.size(0) / 2);
+    for (const py::handle set : added) sets.emplace_back(set, nlist(), static_cast<std::size_t>(codewords_.size(0)));
     return sets;
 }
 
@@ -199,10 +203,10 @@ std::vector<SpreadFile> IndexArrays::spread_files(const py::object& spread) cons
 
 // The sets of rows, one behind the other.
 std::vector<RowSet> IndexArrays::row_sets() const {
-    std::vector<RowSet> sets{{offsets_.data(), packed_.data()}};
+    std::vector<RowSet> sets{{offsets_.data(), packed_.data(), packed_.quads()}};
     for (const AddedSet& set : added_) {
         const auto rows = static_cast<std::size_t>(sets.back().list_offsets[nlist()]);
-        sets.push_back({set.offsets->data(), set.packed->data(), sets.back().first + rows,
+        sets.push_back({set.offsets->data(), set.packed->data(), set.packed->quads(), sets.back().first + rows,
                         sets.back().first_block + block_count(rows)});
     }
     return sets;

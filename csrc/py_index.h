@@ -46,11 +46,11 @@ private:
 
 // A further set of rows: (list_offsets, packed, dense_fd, dense_map).
 struct AddedSet {
-    AddedSet(const py::handle& value, py::ssize_t nlist, py::ssize_t pairs);
+    AddedSet(const py::handle& value, py::ssize_t nlist, std::size_t m);
 
     py::tuple parts;  // keeps alive what the rest points at
     std::optional<Array<std::int64_t>> offsets;
-    std::optional<Array<std::uint8_t>> packed;
+    std::optional<PackedArray> packed;
     std::optional<Bytes> map;
 };
 
@@ -95,7 +95,7 @@ private:
     Array<std::int64_t> offsets_;
     Matrix router_, coarse_;
     Array<float> rotation_;
-    Array<std::uint8_t> packed_;
+    PackedArray packed_;
     Bytes map_;
     AdapterArrays query_adapter_, verify_adapter_;
     std::vector<AddedSet> added_;

@@ -13,7 +13,7 @@ namespace {
 py::array_t<std::uint8_t> py_pack_codes(const py::object& codes) {
     const Array<std::uint8_t> in(codes, "codes", "(n, m) uint8", {kAny, kAny});
     const std::size_t n = in.size(0), m = require_m(in.size(1));
-    py::array_t<std::uint8_t> packed = empty<std::uint8_t>({block_count(n), m / 2, kBlockRows});
+    py::array_t<std::uint8_t> packed = aligned_bytes({block_count(n), m / 2, kBlockRows});
     std::uint8_t* const out = packed.mutable_data();
     bool ok = false;
     {
@@ -25,14 +25,26 @@ py::array_t<std::uint8_t> py_pack_codes(const py::object& codes) {
 }
 
 py::array_t<std::uint8_t> py_unpack_codes(const py::object& packed, py::ssize_t n) {
-    const Array<std::uint8_t> in(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows});
-    const std::size_t rows = in_range("n", n, 0, static_cast<py::ssize_t>(in.size(0) * kBlockRows));
-    const std::size_t m = require_m(2 * in.size(1));
+    const PackedArray in(packed, "packed");
+    const std::size_t rows = in_range("n", n, 0, static_cast<py::ssize_t>(in.nblocks() * kBlockRows));
+    const std::size_t m = require_m(in.m());
     py::array_t<std::uint8_t> codes = empty<std::uint8_t>({rows, m});
     std::uint8_t* const out = codes.mutable_data();
     const py::gil_scoped_release release;
-    unpack_codes(in.data(), rows, m, out);
+    unpack_codes(in.data(), in.quads(), rows, m, out);
     return codes;
+}
+
+py::array py_scan_order(py::array packed) {
+    const PackedArray in(packed, "packed");
+    const std::size_t m = require_m(in.m());
+    if (in.quads() || m % (2 * kQuad) != 0 || active_kernels().scan_quads == nullptr) return packed;
+    auto* const bytes = static_cast<std::uint8_t*>(packed.mutable_data());
+    {
+        const py::gil_scoped_release release;
+        to_quads(bytes, in.nblocks(), m);
+    }
+    return packed.reshape({in.nblocks(), m / (2 * kQuad), kBlockRows, kQuad});
 }
 
 // The functions below expose single slots of the table to the tests.
@@ -40,8 +52,8 @@ py::array_t<std::uint8_t> py_unpack_codes(const py::object& packed, py::ssize_t 
 py::list py_scan_pq4(const std::string& level, const py::object& packed, const py::object& tables,
                      const std::vector<int>& thresholds, const std::vector<std::size_t>& pairs,
                      const std::vector<std::vector<int>>& cuts, const py::object& allow, py::ssize_t places) {
-    const Array<std::uint8_t> blocks(packed, "packed", "(nblocks, m / 2, 32) uint8", {kAny, kAny, kBlockRows});
-    const std::size_t m = require_m(2 * blocks.size(1)), nq = in_range("thresholds", thresholds.size(), 1, kScanQueries);
+    const PackedArray blocks(packed, "packed");
+    const std::size_t m = require_m(blocks.m()), nq = in_range("thresholds", thresholds.size(), 1, kScanQueries);
     const Array<std::uint8_t> lut(tables, "tables", "(nq, m, 16) uint8",
                                   {static_cast<py::ssize_t>(nq), static_cast<py::ssize_t>(m), kSub});
     in_range("pairs", pairs.size(), 0, kMaxCuts);
@@ -49,7 +61,7 @@ py::list py_scan_pq4(const std::string& level, const py::object& packed, const p
     const bool all_rows = allow.is_none();
     const Array<std::uint32_t> mask(all_rows ? py::object(py::array_t<std::uint32_t>(0)) : allow, "allow",
                                     "(nblocks,) uint32", {all_rows ? 0 : blocks.array().shape(0)});
-    ScanCodes codes{blocks.data(), blocks.size(0), m, pairs.size(), {}, all_rows ? nullptr : mask.data()};
+    ScanCodes codes{blocks.data(), blocks.nblocks(), m, pairs.size(), {}, all_rows ? nullptr : mask.data()};
     for (std::size_t s = 0, low = 1; s < pairs.size(); low = pairs[s++] + 1)
         codes.pairs[s] = in_range("pairs", pairs[s], low, m / 2 - 1);
     std::vector<std::vector<ScanHit>> hits(nq, std::vector<ScanHit>(in_range("places", places, 32, PY_SSIZE_T_MAX)));
@@ -61,7 +73,10 @@ py::list py_scan_pq4(const std::string& level, const py::object& packed, const p
         for (std::size_t s = 0; s < pairs.size(); ++s)
             queries[i].cuts[s] = static_cast<int>(in_range("cuts", cuts[i][s], 0, kMaxSum + 1));
     }
-    const std::size_t scanned = find_kernels(level).scan_pq4(codes, queries.data(), nq);
+    const Kernels& kernels = find_kernels(level);
+    const auto scan = blocks.quads() ? kernels.scan_quads : kernels.scan_pq4;
+    if (scan == nullptr) refuse("packed", "(nblocks, m / 2, 32) at CPU level " + level, describe(blocks.array()));
+    const std::size_t scanned = scan(codes, queries.data(), nq);
     py::list results;
     for (const ScanQuery& query : queries) {
         py::array_t<std::int64_t> rows = empty<std::int64_t>({query.found}), sums = empty<std::int64_t>({query.found});
@@ -234,6 +249,7 @@ void bind_kernels(py::module_& module) {
     using py::arg;
     module.def("pack_codes", py_pack_codes, arg("codes"));
     module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
+    module.def("scan_order", py_scan_order, arg("packed"));
     module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("thresholds"), py::kw_only(),
                arg("pairs"), arg("cuts"), arg("allow") = py::none(), arg("places"));
     module.def("quantize_tables", py_quantize_tables, arg("level"), arg("lut"));

@@ -1,23 +1,14 @@
-// The scan of the x86 levels, on the BlockSums of sums_x86.h. Each level includes both within its target region and
-// anonymous namespace, this one behind what differs:
+// The scan of the x86 levels. A level includes it within its target region and anonymous namespace, once for each order
+// of codes that it scans, behind what differs:
+//   BlockSums  sums of a block, zeros at first: those of sums_x86.h, or others
 //   Tables     those of a query, in the form in which they are looked up
 //   add_pairs<Ahead>            adds pairs first..last of a block to the sums of one query; fetches a line of codes ahead
 //                               for each that it reads, if Ahead
 //   add_first_pairs<NQ, Ahead>  adds pairs 0..last to the sums of NQ queries, which share the unpacking of the codes
+//   write_hits adds the rows of a block whose bit is set to what a query found
 //   Passed     which rows of a block have sums of at least a threshold, with none() and rows()
 //   reaches    whether the sum of some row is at least a threshold
-// So it is compiled once for each level, under internal names; it includes nothing, so that nothing else is.
-
-// Adds the rows of a block whose bit in `passed` is set to what a query found.
-inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
-    alignas(32) std::uint16_t even_odd[2][kBlockRows / 2];
-    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[0]), sums.even());
-    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[1]), sums.odd);
-    for (; passed != 0; passed &= passed - 1) {
-        const auto row = static_cast<std::uint32_t>(__builtin_ctz(passed));
-        query.hits[query.found++] = {first_row + row, even_odd[row % 2][row / 2]};
-    }
-}
+// So it is compiled for each of them, under internal names; it includes nothing, so that nothing else is.
 
 // A block whose fate is open.
 struct OpenBlock {

@@ -17,6 +17,17 @@ struct BlockSums {
     __m256i both, odd;
 };
 
+// Adds the rows of a block whose bit in `passed` is set to what a query found.
+inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
+    alignas(32) std::uint16_t even_odd[2][kBlockRows / 2];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[0]), sums.even());
+    _mm256_store_si256(reinterpret_cast<__m256i*>(even_odd[1]), sums.odd);
+    for (; passed != 0; passed &= passed - 1) {
+        const auto row = static_cast<std::uint32_t>(__builtin_ctz(passed));
+        query.hits[query.found++] = {first_row + row, even_odd[row % 2][row / 2]};
+    }
+}
+
 // How far ahead codes are fetched. Measured on Zen 3, 32-byte codes from memory: 480 M rows/s without, 590 at 512
 // bytes, 740 at 2 KiB, 810 at 4 KiB; no effect on codes in L2.
 constexpr std::size_t kPrefetchBytes = 4096;

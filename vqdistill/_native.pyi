@@ -48,7 +48,25 @@ def pack_codes(codes: _U8) -> _U8:
     """
 
 def unpack_codes(packed: _U8, n: int) -> _U8:
-    """Undo `pack_codes`: the first `n` rows of packed (nblocks, m // 2, 32) as (n, m) uint8."""
+    """Undo `pack_codes`, and `scan_order`: the first `n` rows of packed codes as (n, m) uint8."""
+
+def scan_order(packed: _U8) -> _U8:
+    """Bring packed codes into the order that the scan of this CPU reads fastest, in place.
+
+    Parameters
+    ----------
+    packed : (nblocks, m // 2, 32) uint8, as `pack_codes` returns them, writable
+
+    Returns
+    -------
+    (nblocks, m // 8, 32, 4) uint8: byte [b, g, r, i] = packed[b, 4g + i, r], in the same memory, if the level in use
+    scans such quads and m is a multiple of 8; else `packed`, as it was
+
+    Raises
+    ------
+    TypeError, ValueError
+        As above.
+    """
 
 def scan_pq4(
     level: str,
@@ -66,7 +84,7 @@ def scan_pq4(
     Parameters
     ----------
     level : one of `available_levels()`
-    packed : (nblocks, m // 2, 32) uint8
+    packed : (nblocks, m // 2, 32) uint8, or in quads (nblocks, m // 8, 32, 4) where the level scans them
     tables : (nq, m, 16) uint8 with tables[i, 2p].max() + tables[i, 2p + 1].max() <= 255
     thresholds : nq integers in 0..32641
     pairs : at most two rising numbers in 1..m/2-1: pairs of subspaces summed before each cut
@@ -222,7 +240,7 @@ class Engine:
     mean : (d,) float32
     rotation : (m * dsub, d) float32; (0, d) for additive codes, not with "l2"
     codewords : (m, 16, dsub) float32, or float16 for additive codes, whose dsub is d
-    packed : (ceil(n / 32), m // 2, 32) uint8, all rows in list order
+    packed : (ceil(n / 32), m // 2, 32) uint8, all rows in list order; or these codes as `scan_order` returns them
     dense_fd : open file of the dense rows: position p starts at dense_offset + p * stride (see `dense_scores`). Not
         owned: keep it open as long as the engine searches.
     dense_offset : bytes before the first row

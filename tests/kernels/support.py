@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.kernels import Engine, pack_codes
+from vqdistill.kernels import Engine, pack_codes, scan_order
 from vqdistill.kernels.reference import ReferenceEngine
 
 SIZES = [1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97]
 """Around every lane width."""
+QUADS = {"scalar", "avx512"}
+"""CPU levels that scan codes in quads."""
 STRIDES = {"f32": lambda d: 4 * d, "f16": lambda d: 2 * d, "bf16": lambda d: 2 * d, "i8": lambda d: 4 + d}
 
 
@@ -28,6 +30,12 @@ def shifted(array: npt.NDArray[Any], offset: int) -> npt.NDArray[Any]:
     out = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     out[...] = array
     return out
+
+
+def in_quads(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return packed codes (nblocks, m / 2, 32) in the order of quads, (nblocks, m / 8, 32, 4)."""
+    nblocks, pairs, _ = packed.shape
+    return np.ascontiguousarray(packed.reshape(nblocks, pairs // 4, 4, 32).transpose(0, 1, 3, 2))
 
 
 def bf16_bits(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
@@ -90,17 +98,18 @@ def random_arrays(shape: Shape, seed: int = 0) -> dict[str, Any]:
 def both_engines(
     shape: Shape, folder: Path, seed: int = 0, **adapters: Any
 ) -> Iterator[tuple[Engine, ReferenceEngine]]:
-    """Open a native engine, with dense rows behind 100 bytes of something else, and its reference."""
+    """Open a native engine, codes in its order, dense rows behind 100 bytes of something else, and its reference."""
     arrays = random_arrays(shape, seed) | adapters
+    ordered = arrays | {"packed": scan_order(arrays["packed"].copy())}
     if shape.dense_dtype == "none":
-        yield Engine(**arrays), ReferenceEngine(**arrays)
+        yield Engine(**ordered), ReferenceEngine(**arrays)
         return
     rng = np.random.default_rng(seed + 1)
     dense = encode_dense(shape.dense_dtype, small_integers(rng, shape.n, shape.d).astype(np.float64), rng)
     fd = os.open(folder / "dense", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         os.pwrite(fd, dense.tobytes(), 100)
-        native = Engine(**arrays, dense_fd=fd, dense_offset=100, dense_dtype=shape.dense_dtype)
+        native = Engine(**ordered, dense_fd=fd, dense_offset=100, dense_dtype=shape.dense_dtype)
         yield native, ReferenceEngine(**arrays, dense_dtype=shape.dense_dtype, dense=dense)
     finally:
         os.close(fd)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.kernels.support import Shape, both_engines, random_arrays
+from tests.kernels.support import QUADS, Shape, both_engines, random_arrays
 from vqdistill import _native
 from vqdistill.kernels import Engine, available_levels
 
@@ -196,15 +196,42 @@ def test_unknown_level_stops_the_import(level):
     assert f"got '{level}'" in failed.stderr
 
 
+@pytest.mark.parametrize("shape", [(15, 4, 32), (16, 8, 32), (15, 1, 32, 4), (16, 2, 32, 4)])
+def test_codes_of_other_rows(shape):
+    with pytest.raises(ValueError, match="packed must be the blocks of 500 rows of 8 codes, got"):
+        engine(packed=np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("level", sorted(set(available_levels()) - QUADS))
+def test_level_that_scans_no_quads(level):
+    code = (
+        "import numpy as np; from tests.kernels.support import Shape, random_arrays\n"
+        "from vqdistill.kernels import Engine\n"
+        "arrays = random_arrays(Shape(n=500, m=8))\n"
+        "arrays['packed'] = np.zeros((16, 1, 32, 4), np.uint8)\n"
+        "try: Engine(**arrays)\n"
+        "except ValueError as error: print(error)\n"
+    )
+    env = os.environ | {"VQDISTILL_CPU": level}
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=env, capture_output=True, check=True
+    )
+    assert (
+        said.stdout.decode() == f"packed must be (nblocks, m / 2, 32) at CPU level {level}, got (16, 1, 32, 4) uint8\n"
+    )
+
+
 def test_forced_level_gives_the_same_results(tmp_path):
     """Small integers are exact on every level, so whole searches agree between processes that force one."""
     code = (
         "import sys\n"
         "import numpy as np; from tests.kernels.support import Shape, random_arrays, small_integers\n"
-        "from vqdistill.kernels import Engine\n"
+        "from vqdistill.kernels import Engine, scan_order\n"
         "shape = Shape(n=3000, m=64, dsub=1, d=33)\n"
+        "arrays = random_arrays(shape)\n"
+        "arrays['packed'] = scan_order(arrays['packed'])\n"
         "queries = small_integers(np.random.default_rng(5), 20, 33)\n"
-        "found = Engine(**random_arrays(shape)).search(queries, k=50, nprobe=3, refine=0, threads=1)\n"
+        "found = Engine(**arrays).search(queries, k=50, nprobe=3, refine=0, threads=1)\n"
         "sys.stdout.buffer.write(b''.join(part.tobytes() for part in found))\n"
     )
     answers = [

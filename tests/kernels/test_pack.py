@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vqdistill.kernels import pack_codes, reference, unpack_codes
+from tests.kernels.support import QUADS, in_quads
+from vqdistill.kernels import cpu_level, pack_codes, reference, scan_order, unpack_codes
 
 CODES = st.tuples(st.integers(0, 100), st.integers(1, 8).map(lambda pairs: 2 * pairs)).flatmap(
     lambda shape: hnp.arrays(np.uint8, shape, elements=st.integers(0, 15))
@@ -24,6 +25,35 @@ def test_unpack_undoes_pack(codes):
 def test_pack_equals_reference(codes):
     assert np.array_equal(pack_codes(codes), reference.pack_codes(codes))
     assert np.array_equal(reference.unpack_codes(pack_codes(codes), len(codes)), codes)
+
+
+@given(CODES)
+def test_scan_order_stays_where_it_is_and_can_be_undone(codes):
+    packed = pack_codes(codes)
+    before = packed.copy()
+    ordered = scan_order(packed)
+    quads = codes.shape[1] % 8 == 0 and cpu_level() in QUADS
+    assert np.array_equal(ordered, in_quads(before) if quads else before)
+    assert np.shares_memory(ordered, packed) or not packed.size
+    assert np.array_equal(unpack_codes(ordered, len(codes)), codes)
+    assert scan_order(ordered) is ordered or quads
+    assert np.array_equal(scan_order(ordered), ordered)
+
+
+def test_scan_order_wants_memory_of_its_own():
+    packed = pack_codes(np.zeros((40, 8), np.uint8))
+    packed.flags.writeable = False
+    if cpu_level() in QUADS:
+        with pytest.raises(ValueError, match="not writeable"):
+            scan_order(packed)
+    for bad in (packed[:, ::2], packed.astype(np.int8), [1]):
+        with pytest.raises(TypeError):
+            scan_order(bad)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 8), (40, 10), (100_000, 64)])
+def test_packed_codes_begin_at_a_cache_line(shape):
+    assert pack_codes(np.zeros(shape, np.uint8)).ctypes.data % 64 == 0
 
 
 @pytest.mark.parametrize("n", [0, 1, 31, 32, 33, 64, 65])

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.kernels.support import SIZES, random_tables, shifted
+from tests.kernels.support import QUADS, SIZES, in_quads, random_tables, shifted
 from vqdistill import _native
 from vqdistill.kernels import available_levels, pack_codes, reference
 
@@ -26,31 +26,34 @@ def tables_of(rng, nq, m):
 
 
 def check_scan(level, packed, tables, thresholds, *, pairs=(), cuts=None, allow=None, places=None):
-    """Compare with the reference; return the hits of each query and the blocks scanned."""
+    """Compare with the reference, in quads too if there are such; return each query's hits and the blocks scanned."""
     cuts = cuts or [[]] * len(tables)
     limit = max(32 * len(packed), 32) if places is None else places
-    *found, scanned = _native.scan_pq4(
-        level, packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit
-    )
     wanted, blocks = reference.scan(packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit)
-    assert scanned == blocks
-    for (rows, sums), (wanted_rows, wanted_sums) in zip(found, wanted, strict=True):
-        assert np.array_equal(rows, wanted_rows)
-        assert np.array_equal(sums, wanted_sums)
+    quads = level in QUADS and packed.shape[1] % 4 == 0
+    for codes in (packed, *([shifted(in_quads(packed), packed.ctypes.data % 64)] if quads else [])):
+        *found, scanned = _native.scan_pq4(
+            level, codes, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit
+        )
+        assert scanned == blocks
+        for (rows, sums), (wanted_rows, wanted_sums) in zip(found, wanted, strict=True):
+            assert np.array_equal(rows, wanted_rows)
+            assert np.array_equal(sums, wanted_sums)
     return [len(rows) for rows, _ in found], scanned
 
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("offset", range(4))
-def test_scan_by_rows(level, n, offset):
+@pytest.mark.parametrize("m", [10, 16])
+def test_scan_by_rows(level, n, offset, m):
     rng = np.random.default_rng(n)
-    packed = shifted(random_codes(rng, n, 10), offset)
+    packed = shifted(random_codes(rng, n, m), offset)
     for nq in range(1, MOST_QUERIES + 1):
-        tables = shifted(tables_of(rng, nq, 10), offset)
-        for threshold in (0, 1, 600, 700, 800, 5 * 255, MAX_SUM + 1):
+        tables = shifted(tables_of(rng, nq, m), offset)
+        for threshold in (0, 1, 60 * m, 70 * m, 80 * m, m // 2 * 255, MAX_SUM + 1):
             check_scan(
-                level, packed, tables, [threshold + 10 * i for i in range(nq)] if threshold < 999 else [threshold] * nq
+                level, packed, tables, [threshold + (10 * i if 2 * threshold < 255 * m else 0) for i in range(nq)]
             )
 
 
@@ -160,6 +163,15 @@ def test_scan_stops_before_a_block_that_may_not_fit(level, nq, places):
         assert max(rows) <= places
         if thresholds[-1] == 0:
             assert scanned == min(places // 32, 20)
+
+
+@pytest.mark.parametrize("level", sorted(set(LEVELS) - QUADS))
+def test_level_that_scans_no_quads(level):
+    packed = in_quads(random_codes(np.random.default_rng(0), 40, 8))
+    with pytest.raises(
+        ValueError, match=rf"packed must be \(nblocks, m / 2, 32\) at CPU level {level}, got \(2, 1, 32, 4\)"
+    ):
+        _native.scan_pq4(level, packed, np.zeros((1, 8, 16), np.uint8), [0], pairs=[], cuts=[[]], places=64)
 
 
 @pytest.mark.parametrize("level", LEVELS)

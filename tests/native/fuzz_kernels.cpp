@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "pack.h"
 
 using namespace vqdistill;
 
@@ -113,9 +114,12 @@ struct ScanCall {
           nblocks(random.in(0, 48)),
           nq(random.in(1, kScanQueries)),
           packed(nblocks * m / 2 * kBlockRows, random),
+          quads(packed.size(), random),
           tables(nq * m * kSub, random),
           allow(nblocks, random) {
         fill_codes(packed, random);
+        std::copy(packed.begin(), packed.end(), quads.begin());
+        if (has_quads()) to_quads(quads.data(), nblocks, m);
         for (std::size_t i = 0; i < nq; ++i) fill_tables(tables.data() + i * m * kSub, m, random);
         const std::size_t mask = random.in(0, 3);
         for (std::uint32_t& rows : allow)
@@ -146,12 +150,14 @@ struct ScanCall {
         return sum;
     }
 
+    bool has_quads() const { return m % (2 * kQuad) == 0; }
+
     std::string what() const {
         return text("m", m) + text("nblocks", nblocks) + text("queries", nq) + text("cuts", codes.ncuts);
     }
 
     std::size_t m, nblocks, nq;
-    Buffer<std::uint8_t> packed, tables;
+    Buffer<std::uint8_t> packed, quads, tables;
     Buffer<std::uint32_t> allow;
     ScanCodes codes;
     ScanQuery queries[kScanQueries];
@@ -162,7 +168,7 @@ struct ScanResult {
     std::vector<std::vector<ScanHit>> hits;
 };
 
-ScanResult scan(const Kernels& level, const ScanCall& call) {
+ScanResult scan(decltype(Kernels::scan_pq4) kernel, ScanCodes codes, const ScanCall& call) {
     ScanQuery queries[kScanQueries];
     ScanResult result{0, {}};
     for (std::size_t i = 0; i < call.nq; ++i) result.hits.emplace_back(call.queries[i].places);
@@ -170,7 +176,7 @@ ScanResult scan(const Kernels& level, const ScanCall& call) {
         queries[i] = call.queries[i];
         queries[i].hits = result.hits[i].data();
     }
-    result.scanned = level.scan_pq4(call.codes, queries, call.nq);
+    result.scanned = kernel(codes, queries, call.nq);
     for (std::size_t i = 0; i < call.nq; ++i) {
         result.hits[i].resize(queries[i].found);
         result.hits[i].erase(result.hits[i].begin(), result.hits[i].begin() + static_cast<long>(call.queries[i].found));
@@ -188,9 +194,14 @@ bool same(const ScanResult& a, const ScanResult& b) {
 // Returns the blocks compared.
 std::size_t fuzz_scan(const std::vector<const Kernels*>& levels, Random& random) {
     const ScanCall call(random);
-    const ScanResult wanted = scan(*levels[0], call);
-    for (const Kernels* level : levels)
-        if (!same(scan(*level, call), wanted)) fail(*level, "scan_pq4", call.what());
+    const ScanResult wanted = scan(levels[0]->scan_pq4, call.codes, call);
+    ScanCodes in_quads = call.codes;
+    in_quads.packed = call.quads.data();
+    for (const Kernels* level : levels) {
+        if (!same(scan(level->scan_pq4, call.codes, call), wanted)) fail(*level, "scan_pq4", call.what());
+        if (!call.has_quads() || level->scan_quads == nullptr) continue;
+        if (!same(scan(level->scan_quads, in_quads, call), wanted)) fail(*level, "scan_quads", call.what());
+    }
     return wanted.scanned;
 }
 

@@ -19,7 +19,7 @@ def measure_fit(reader: IndexReader) -> Fit | None:
     if manifest.dense == "none":
         return None
     sample = np.unique(np.linspace(0, rows.n - 1, min(rows.n, _SAMPLE)).astype(np.int64))
-    pairs = rows.arrays["codes"][sample // BLOCK_ROWS, :, sample % BLOCK_ROWS]
+    pairs = rows.arrays["codes"][sample // BLOCK_ROWS, :, sample % BLOCK_ROWS].reshape(len(sample), -1)
     codes = np.stack([pairs & 15, pairs >> 4], axis=2).reshape(len(sample), manifest.m)
     lists = (np.searchsorted(rows.list_offsets, sample, side="right") - 1).astype(np.int32)
     decoded = reader.model.decode(Codes(lists, codes))

@@ -15,6 +15,7 @@ from vqdistill.index.checks import checksum_problems
 from vqdistill.index.files import as_bytes, read_array
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.spec import Segment
+from vqdistill.kernels import scan_order
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.types import F32Rows, Metric
 
@@ -105,7 +106,9 @@ class ModelSegments:
 
 
 def load_segment(directory: Path, segment: Segment, fd: int) -> npt.NDArray[Any]:
-    """Read a segment whole; everything but the codes is small enough to be checked on the way.
+    """Read a segment whole, codes in the order in which the scan reads them (see `kernels.scan_order`).
+
+    Everything but the codes is small enough to be checked on the way.
 
     Raises
     ------
@@ -115,7 +118,8 @@ def load_segment(directory: Path, segment: Segment, fd: int) -> npt.NDArray[Any]
         If the disk refuses.
     """
     array = read_array(fd, segment, directory / segment.file)
-    if segment.kind != "codes":
-        for problem in checksum_problems(segment, as_bytes(array)):
-            raise CorruptIndex(problem)
+    if segment.kind == "codes":
+        return scan_order(array)
+    for problem in checksum_problems(segment, as_bytes(array)):
+        raise CorruptIndex(problem)
     return array

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vqdistill.config import BLOCK_ROWS
 from vqdistill.errors import CorruptIndex, InvalidInput
-from vqdistill.index.files import map_segment, reading
+from vqdistill.index.files import aligned_empty, map_segment, reading
 from vqdistill.index.locks import lock_generation
 from vqdistill.index.lookup import find, wanted_ids
 from vqdistill.index.manifest import Manifest
@@ -26,6 +26,7 @@ from vqdistill.index.rows import I64, Alive, OpenRows, set_bits
 from vqdistill.index.shardset import ShardSet, name_of, read_shard, read_shards
 from vqdistill.index.spec import ROW_KINDS, SHARDS, RowSet, Segment
 from vqdistill.index.verify import verify as problems_in
+from vqdistill.kernels import scan_order
 
 
 class Interleaved:
@@ -294,11 +295,11 @@ def _merged_codes(parts: Sequence[OpenRows], manifest: Manifest) -> npt.NDArray[
     for rows in parts:
         rows.arrays = dict(rows.arrays) | {"codes": map_segment(rows.fds["codes"], rows.segment("codes"))}
         kept.append(Kept(StoredRows(rows)))
-    codes = np.empty(manifest.segments["codes"].shape, np.uint8)
+    codes = aligned_empty(manifest.segments["codes"].shape, np.uint8)
     done = 0
     for blocks in packed(Merge(kept).columns("codes", manifest.m)):
         codes[done : done + len(blocks)] = blocks
         done += len(blocks)
     for rows in parts:
         rows.arrays = {kind: array for kind, array in rows.arrays.items() if kind != "codes"}
-    return codes
+    return scan_order(codes)

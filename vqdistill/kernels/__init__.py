@@ -11,6 +11,7 @@ from vqdistill._native import (
     cpu_level,
     merge_candidates,
     pack_codes,
+    scan_order,
     unpack_codes,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "cpu_level",
     "merge_candidates",
     "pack_codes",
+    "scan_order",
     "unpack_codes",
 ]

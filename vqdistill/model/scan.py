@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vqdistill.kernels import Engine, pack_codes
+from vqdistill.kernels import Engine, pack_codes, scan_order
 from vqdistill.model.ivfpq import IvfPqModel
 from vqdistill.types import Codes, Metric
 
@@ -20,7 +20,7 @@ def make_engine(
     Parameters
     ----------
     list_offsets : (nlist + 1,) int64, first position of each list and the number of rows
-    packed : (nblocks, m / 2, 32) uint8, see `kernels.pack_codes`
+    packed : packed codes, see `kernels.pack_codes` and `kernels.scan_order`
     dense : `dense_fd`, `dense_offset` and `dense_dtype` of the engine; without them it ranks by code only
     """
     return Engine(
@@ -43,4 +43,5 @@ def engine_over(model: IvfPqModel, codes: Codes) -> tuple[Engine, npt.NDArray[np
     """Return an engine over the codes of rows, put into list order, and the row (n,) at each of its positions."""
     order = np.argsort(codes.lists, kind="stable")
     offsets = np.searchsorted(codes.lists[order], np.arange(model.nlist + 1)).astype(np.int64)
-    return make_engine(model, offsets, pack_codes(np.ascontiguousarray(codes.codes[order]))), order
+    packed = scan_order(pack_codes(np.ascontiguousarray(codes.codes[order])))
+    return make_engine(model, offsets, packed), order
