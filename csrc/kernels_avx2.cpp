@@ -282,12 +282,6 @@ inline __m128i totals(const ByteSums* rows) {
     return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
 }
 
-inline float scale_of(const std::uint8_t* row) {
-    float scale;
-    std::memcpy(&scale, row, sizeof scale);
-    return scale;
-}
-
 // NA x NB products of rows of bytes, with NB <= 4 of the four sums in use.
 template <int NA, int NB>
 inline void byte_tile(const std::uint8_t* a, const std::uint8_t* b, std::size_t d, float* c, std::size_t c_stride) {

@@ -1,9 +1,16 @@
-// What the scans of the x86 levels load and add; included by each as scan_x86.h is, before what differs between them.
+// What the kernels of the x86 levels load and add; included by each as scan_x86.h is, before what differs between them.
 
 inline __m256i load32(const std::uint8_t* bytes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes)); }
 
 inline __m256i load_table(const std::uint8_t* table) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+// The scale of a row of bytes.
+inline float scale_of(const std::uint8_t* row) {
+    float scale;
+    std::memcpy(&scale, row, sizeof scale);
+    return scale;
 }
 
 // Sums of a block as 16-bit lanes: `both` holds even row + 256 * odd row, modulo 2^16, `odd` the odd rows.
