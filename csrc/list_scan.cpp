@@ -108,7 +108,7 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
         for (std::size_t first = 0, nq; first < visits.size(); first += nq) {
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
-            if (!flat && first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
+            if (first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
             scan_list(flat, queries, visits.data() + first, nq, cuts, allow, limits, scratch.hits);
         }
     }
@@ -145,7 +145,7 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
         Helper& helper = helpers[started++];
         for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
             after = next();
-            if (!flat && after < visits.size()) prefetch_head(visits[after].list, flat);
+            if (after < visits.size()) prefetch_head(visits[after].list, flat);
             scan_list(flat, {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits, helper.hits);
         }
     });
@@ -157,6 +157,7 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
 
 // Fetches the first codes of a list while another one is scanned: a list is too short for a kernel to do so in time.
 void ListScan::prefetch_head(std::size_t list, bool flat) const {
+    if (flat) return;  // its codes follow those being scanned
     const std::size_t block_bytes = index_.m / 2 * kBlockRows;
     for_pieces(list, flat, [&](const Rows& rows) {
         const std::size_t first = rows.begin / kBlockRows;
