@@ -199,6 +199,14 @@ private:
     Array<std::uint8_t> array_;
 };
 
+// The scan of such codes; refuses an order that a level has none for.
+inline auto scan_of(const Kernels& kernels, const PackedArray& packed, const char* name) {
+    const auto scan = packed.quads() ? kernels.scan_quads : kernels.scan_pq4;
+    if (scan == nullptr)
+        refuse(name, "(nblocks, m / 2, 32) at CPU level " + std::string(kernels.name), describe(packed.array()));
+    return scan;
+}
+
 // What each file adds to the module.
 void bind_engine(py::module_& module);
 void bind_kernels(py::module_& module);

@@ -21,9 +21,7 @@ py::tuple tuple_of(const py::handle& value, const char* name, const char* wanted
 void require_packed(const char* name, const PackedArray& packed, std::size_t n, std::size_t m) {
     if (packed.m() != m || packed.nblocks() != block_count(n))
         refuse(name, "the blocks of " + number(n) + " rows of " + number(m) + " codes", describe(packed.array()));
-    const Kernels& kernels = active_kernels();
-    if (packed.quads() && kernels.scan_quads == nullptr)
-        refuse(name, "(nblocks, m / 2, 32) at CPU level " + std::string(kernels.name), describe(packed.array()));
+    scan_of(active_kernels(), packed, name);
 }
 
 // Fits a map to the rows that must be in it.

@@ -73,10 +73,7 @@ py::list py_scan_pq4(const std::string& level, const py::object& packed, const p
         for (std::size_t s = 0; s < pairs.size(); ++s)
             queries[i].cuts[s] = static_cast<int>(in_range("cuts", cuts[i][s], 0, kMaxSum + 1));
     }
-    const Kernels& kernels = find_kernels(level);
-    const auto scan = blocks.quads() ? kernels.scan_quads : kernels.scan_pq4;
-    if (scan == nullptr) refuse("packed", "(nblocks, m / 2, 32) at CPU level " + level, describe(blocks.array()));
-    const std::size_t scanned = scan(codes, queries.data(), nq);
+    const std::size_t scanned = scan_of(find_kernels(level), blocks, "packed")(codes, queries.data(), nq);
     py::list results;
     for (const ScanQuery& query : queries) {
         py::array_t<std::int64_t> rows = empty<std::int64_t>({query.found}), sums = empty<std::int64_t>({query.found});
