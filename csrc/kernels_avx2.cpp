@@ -275,13 +275,6 @@ struct ByteSums {
     __m256i sums;
 };
 
-// The four sums of four rows.
-inline __m128i totals(const ByteSums* rows) {
-    const __m256i low = _mm256_hadd_epi32(rows[0].sums, rows[1].sums), high = _mm256_hadd_epi32(rows[2].sums, rows[3].sums);
-    const __m256i halves = _mm256_hadd_epi32(low, high);
-    return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
-}
-
 // NA x NB products of rows of bytes, with NB <= 4 of the four sums in use.
 template <int NA, int NB>
 inline void byte_tile(const std::uint8_t* a, const std::uint8_t* b, std::size_t d, float* c, std::size_t c_stride) {
@@ -299,7 +292,8 @@ inline void byte_tile(const std::uint8_t* a, const std::uint8_t* b, std::size_t 
     }
     for (int i = 0; i < NA; ++i) {
         float products[4];
-        _mm_storeu_ps(products, _mm_cvtepi32_ps(totals(sums[i])));
+        const __m128i four = totals(sums[i][0].sums, sums[i][1].sums, sums[i][2].sums, sums[i][3].sums);
+        _mm_storeu_ps(products, _mm_cvtepi32_ps(four));
         for (int j = 0; j < NB; ++j) c[i * c_stride + j] = products[j] * (scale_of(a + i * stride) * scale_of(b + j * stride));
     }
 }

@@ -321,14 +321,9 @@ inline __m512i bytes_at(const std::uint8_t* row, std::size_t i, std::size_t n) {
     return _mm512_maskz_loadu_epi8((std::uint64_t{1} << n) - 1, row + sizeof(float) + i);
 }
 
-// The four sums of four rows.
-inline __m128i totals(const __m512i* rows) {
-    const auto folded = [&](int i) {
-        return _mm256_add_epi32(_mm512_castsi512_si256(rows[i]), _mm512_extracti64x4_epi64(rows[i], 1));
-    };
-    const __m256i low = _mm256_hadd_epi32(folded(0), folded(1)), high = _mm256_hadd_epi32(folded(2), folded(3));
-    const __m256i halves = _mm256_hadd_epi32(low, high);
-    return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+// Both halves added up.
+inline __m256i folded(__m512i x) {
+    return _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
 }
 
 // The instruction multiplies unsigned bytes by signed ones: rows of b count as 128 more, and 128 times the sum of a row of
@@ -373,8 +368,9 @@ inline void byte_tile(const std::uint8_t* a, const int* excess, const std::uint8
     if (t < d) tile.add(a, b, stride, t, d - t);
     for (int i = 0; i < NA; ++i) {
         float products[4];
-        const __m128i sums = _mm_sub_epi32(totals(tile.sums[i]), _mm_set1_epi32(excess[i]));
-        _mm_storeu_ps(products, _mm_cvtepi32_ps(sums));
+        const __m512i* const sums = tile.sums[i];
+        const __m128i four = totals(folded(sums[0]), folded(sums[1]), folded(sums[2]), folded(sums[3]));
+        _mm_storeu_ps(products, _mm_cvtepi32_ps(_mm_sub_epi32(four, _mm_set1_epi32(excess[i]))));
         for (int j = 0; j < NB; ++j) c[i * c_stride + j] = products[j] * (scale_of(a + i * stride) * scale_of(b + j * stride));
     }
 }

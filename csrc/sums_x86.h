@@ -13,6 +13,12 @@ inline float scale_of(const std::uint8_t* row) {
     return scale;
 }
 
+// The four sums of four registers.
+inline __m128i totals(__m256i a, __m256i b, __m256i c, __m256i d) {
+    const __m256i halves = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+    return _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+}
+
 // Sums of a block as 16-bit lanes: `both` holds even row + 256 * odd row, modulo 2^16, `odd` the odd rows.
 struct BlockSums {
     BlockSums() : both(_mm256_setzero_si256()), odd(both) {}
