@@ -1,0 +1,135 @@
+// The scan of codes in quads with AVX-512: the four tables of a quad fill a register, in which one permutation looks up the
+// codes of 16 rows, and one product adds the four entries of each row. What scan_x86.h wants to stand before it; included
+// as that is, in a namespace of its own.
+
+// Tables of a query: those of the low codes of all pairs, and those of the high ones.
+struct Tables {
+    void set(const std::uint8_t* tables, std::size_t m) {
+        for (std::size_t p = 0; p < m / 2; ++p) {
+            std::memcpy(low[p], tables + 2 * p * kSub, kSub);
+            std::memcpy(high[p], tables + (2 * p + 1) * kSub, kSub);
+        }
+    }
+    alignas(64) std::uint8_t low[kMaxM / 2][kSub], high[kMaxM / 2][kSub];
+};
+
+// Sums of a block, one lane a row.
+struct BlockSums {
+    BlockSums() : first(_mm512_setzero_si512()), second(first) {}
+    __m512i first, second;
+};
+
+// Writes eight sums at a time, those that passed in front: the places of a whole block are free.
+inline void write_hits(std::uint32_t passed, const BlockSums& sums, std::uint32_t first_row, ScanQuery& query) {
+    const __m256i eight_sums[] = {_mm512_castsi512_si256(sums.first), _mm512_extracti64x4_epi64(sums.first, 1),
+                                  _mm512_castsi512_si256(sums.second), _mm512_extracti64x4_epi64(sums.second, 1)};
+    ScanHit* hits = query.hits + query.found;
+    __m512i rows = _mm512_add_epi64(_mm512_set1_epi64(first_row), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+    for (const __m256i eight : eight_sums) {
+        const auto mask = static_cast<__mmask8>(passed);
+        const __m512i pairs = _mm512_or_si512(rows, _mm512_slli_epi64(_mm512_cvtepu32_epi64(eight), 32));
+        _mm512_storeu_si512(hits, _mm512_maskz_compress_epi64(mask, pairs));
+        hits += _mm_popcnt_u32(mask);
+        passed >>= 8;
+        rows = _mm512_add_epi64(rows, _mm512_set1_epi64(8));
+    }
+    query.found = static_cast<std::size_t>(hits - query.hits);
+}
+
+// The codes of 16 rows for a quad, apart, as places in its tables.
+struct QuadCodes {
+    explicit QuadCodes(const std::uint8_t* codes) {
+        const __m512i pairs = load64(codes);
+        low = places(pairs);
+        high = places(_mm512_srli_epi16(pairs, 4));
+    }
+    static __m512i places(__m512i codes) {
+        constexpr int kAndOr = 0xEA;  // (a & b) | c
+        return _mm512_ternarylogic_epi32(codes, _mm512_set1_epi8(15), _mm512_set1_epi32(0x30201000), kAndOr);
+    }
+    __m512i low, high;
+};
+
+// Adds the entries of a quad that `weights`, of ones and zeros, has ones for.
+inline __m512i add_entries(__m512i sums, __m512i tables, __m512i places, __m512i weights) {
+    return _mm512_dpbusd_epi32(sums, _mm512_permutexvar_epi8(places, tables), weights);
+}
+
+// Adds the entries of all rows of a block for one quad to the sums of NQ queries. Those of low and of high codes have
+// sums of their own where there are few queries, so that no addition waits for the one before.
+template <std::size_t NQ>
+struct QuadSums {
+    static constexpr std::size_t kChains = NQ < 3 ? 2 : 1;
+    explicit QuadSums(const BlockSums* sums) {
+        for (std::size_t i = 0; i < NQ; ++i) {
+            first[i][kChains - 1] = second[i][kChains - 1] = _mm512_setzero_si512();
+            first[i][0] = sums[i].first;
+            second[i][0] = sums[i].second;
+        }
+    }
+    void add(const std::uint8_t* block, std::size_t quad, const Tables* tables, __m512i weights) {
+        const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
+        for (std::size_t i = 0; i < NQ; ++i) {
+            const __m512i low = load64(tables[i].low[quad * kQuad]), high = load64(tables[i].high[quad * kQuad]);
+            first[i][0] = add_entries(first[i][0], low, rows.low, weights);
+            second[i][0] = add_entries(second[i][0], low, more.low, weights);
+            first[i][kChains - 1] = add_entries(first[i][kChains - 1], high, rows.high, weights);
+            second[i][kChains - 1] = add_entries(second[i][kChains - 1], high, more.high, weights);
+        }
+    }
+    void store(BlockSums* sums) const {
+        for (std::size_t i = 0; i < NQ; ++i) {
+            sums[i].first = kChains == 1 ? first[i][0] : _mm512_add_epi32(first[i][0], first[i][1]);
+            sums[i].second = kChains == 1 ? second[i][0] : _mm512_add_epi32(second[i][0], second[i][1]);
+        }
+    }
+    __m512i first[NQ][kChains], second[NQ][kChains];
+};
+
+// Ones for the pairs of a quad from `from` on, or before `to`.
+inline __m512i pairs_from(std::size_t from) { return _mm512_set1_epi32(static_cast<int>(0x01010101u << 8 * from)); }
+inline __m512i pairs_before(std::size_t to) { return _mm512_set1_epi32(static_cast<int>(0x01010101u >> 8 * (kQuad - to))); }
+
+template <std::size_t NQ>
+inline void add_range(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables* tables,
+                      BlockSums* sums) {
+    QuadSums<NQ> added(sums);
+    std::size_t quad = first / kQuad;
+    if (first % kQuad != 0) {
+        const __m512i from = pairs_from(first % kQuad);
+        if (last < kQuad * (quad + 1)) {
+            added.add(block, quad, tables, _mm512_and_si512(from, pairs_before(last % kQuad)));
+            return added.store(sums);
+        }
+        added.add(block, quad++, tables, from);
+    }
+    for (const __m512i ones = _mm512_set1_epi8(1); quad < last / kQuad; ++quad) added.add(block, quad, tables, ones);
+    if (last % kQuad != 0) added.add(block, quad, tables, pairs_before(last % kQuad));
+    added.store(sums);
+}
+
+// Nothing is fetched ahead: the CPU's own prefetching reads codes from memory half as fast again as with it (Zen 4).
+template <bool>
+inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
+                      BlockSums& sums) {
+    add_range<1>(block, first, last, &tables, &sums);
+}
+
+template <std::size_t NQ, bool>
+inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
+    add_range<NQ>(block, 0, last, tables, sums);
+}
+
+// Which rows have sums of at least `threshold`, one bit each.
+struct Passed {
+    Passed(const BlockSums& sums, int threshold) {
+        const __m512i least = _mm512_set1_epi32(threshold);
+        first = _mm512_cmpge_epi32_mask(sums.first, least);
+        second = _mm512_cmpge_epi32_mask(sums.second, least);
+    }
+    bool none() const { return (first | second) == 0; }
+    std::uint32_t rows() const { return first | static_cast<std::uint32_t>(second) << 16; }
+    __mmask16 first, second;
+};
+
+inline bool reaches(const BlockSums& sums, int threshold) { return !Passed(sums, threshold).none(); }
