@@ -530,6 +530,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(shelf: Path) -> None:
     assert done.stderr == ""
 
 
+def test_a_cpu_level_that_does_not_run_here_is_one_sentence() -> None:
+    command = [sys.executable, "-m", "vqdistill", "--version"]
+    failed = subprocess.run(command, env=os.environ | {"VQDISTILL_CPU": "avx3"}, capture_output=True, text=True)
+    assert failed.returncode == 2
+    assert re.fullmatch(
+        r"vqdistill: environment variable VQDISTILL_CPU: CPU level must be .*, got 'avx3'\n", failed.stderr
+    )
+
+
 # Certificates, explanations, diagnoses
 
 

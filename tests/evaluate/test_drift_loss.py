@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import vqdistill as vqd
-from vqdistill.cli import cli
+from vqdistill.cli.commands import cli
 from vqdistill.data.sources import open_source
 from vqdistill.evaluate.drift_loss import DriftLoss, estimate_loss
 from vqdistill.model.codebooks import train_additive_start, train_coarse

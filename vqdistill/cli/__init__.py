@@ -1,4 +1,4 @@
-"""The command line: `vqdistill compile`, `search` and the others."""
+"""The command line: runs a command and tells its failure in one sentence."""
 
 from __future__ import annotations
 
@@ -10,62 +10,15 @@ from typing import NoReturn
 
 import click
 
-import vqdistill as vqd
-from vqdistill.bench.commands import bench_command, report_command
-from vqdistill.cli.build import compile_command, plan_command
-from vqdistill.cli.evaluate import eval_command, explain_command
-from vqdistill.cli.export import export_command
-from vqdistill.cli.fetch import fetch_command
-from vqdistill.cli.inspect import inspect_command, verify_command
-from vqdistill.cli.search import search_command
-from vqdistill.cli.serve import serve_command
-from vqdistill.cli.shard import shard_group
-from vqdistill.cli.update import (
-    add_command,
-    compact_command,
-    delete_command,
-    gc_command,
-    merge_command,
-    upsert_command,
-)
 from vqdistill.errors import VqdistillError
-
-
-@click.group(invoke_without_command=True)
-@click.version_option(vqd.__version__)
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Compile embeddings into a compact index whose codes are distilled from their own rankings, and search it."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-for command in (
-    compile_command,
-    plan_command,
-    search_command,
-    eval_command,
-    explain_command,
-    inspect_command,
-    verify_command,
-    add_command,
-    upsert_command,
-    delete_command,
-    compact_command,
-    merge_command,
-    gc_command,
-    fetch_command,
-    shard_group,
-    export_command,
-    bench_command,
-    report_command,
-    serve_command,
-):
-    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 2 bad input (one sentence says what), 70 a defect, 130 interrupted."""
+    try:
+        from vqdistill.cli.commands import cli  # here, so that what it cannot load is told in a sentence too
+    except ImportError as error:
+        _fail(str(error), 2)
     try:
         with cli.make_context("vqdistill", list(sys.argv[1:] if arguments is None else arguments)) as context:
             cli.invoke(context)
