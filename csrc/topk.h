@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -27,6 +29,49 @@ struct Better {
 };
 constexpr Better better{};  // an object and not a function, so that sorting inlines it
 
+// Counts scores by their height, and so knows a height that enough of them reach, without sorting any.
+class ScoreBins {
+public:
+    // Forgets what was counted. Until a range is set, no height is known.
+    void clear() {
+        lowest_ = counted_ = 0;
+        low_ = per_score_ = 0.0f;
+        counts_.fill(0);
+    }
+
+    // Sets the range by what is best so far, and for as much again above it: later scores are higher.
+    void set_range(float low, float high) {
+        clear();
+        low_ = low;
+        const float per_score = kBins / (2.0f * (high - low));
+        per_score_ = std::isfinite(per_score) ? per_score : 0.0f;
+    }
+
+    void add(float score, bool counts) {
+        const std::size_t bin = bin_of(score);
+        counts_[bin] += counts;
+        counted_ += counts & (bin >= lowest_);
+    }
+
+    // A height that at least r of the counted scores reach, and as high as bins can tell; -inf if none is known.
+    float reached_by(std::size_t r) {
+        while (lowest_ + 1 < kBins && counted_ - counts_[lowest_] >= r) counted_ -= counts_[lowest_++];
+        if (lowest_ == 0) return -std::numeric_limits<float>::infinity();
+        // A little below the bin, for what rounding takes: bins do not fall where scores rise.
+        return low_ + (static_cast<float>(lowest_) - 0x1p-10f) / per_score_;
+    }
+
+private:
+    static constexpr std::size_t kBins = 128;
+    std::size_t bin_of(float score) const {
+        const float at = (score - low_) * per_score_;
+        return at > 0.0f ? static_cast<std::size_t>(std::min(at, kBins - 1.0f)) : 0;  // NaN compares false
+    }
+    float low_ = 0.0f, per_score_ = 0.0f;
+    std::size_t lowest_ = 0, counted_ = 0;  // counted in bins from the lowest on
+    std::array<std::uint32_t, kBins> counts_{};
+};
+
 // Collects up to 2r items, then drops those that cannot be among the best r, which raises the bar for the next ones:
 // few pass it, and a push costs O(1) amortized, against O(log r) of a heap. No allocation once it has been as large.
 class TopR {
@@ -38,6 +83,7 @@ public:
         if (items_.size() < capacity_) items_.resize(capacity_);
         size_ = 0;
         bar_ = {-std::numeric_limits<float>::infinity(), 0, -1};
+        bins_.clear();
     }
 
     // Empties it, to keep everything that scores at least `lowest`; it grows as it must.
@@ -47,6 +93,7 @@ public:
         capacity_ = items_.size();
         size_ = 0;
         bar_ = {lowest, 0, std::numeric_limits<std::int64_t>::max()};
+        bins_.clear();
     }
 
     // What an item must be better than to be kept: in the beginning, anything that is a score.
@@ -65,7 +112,7 @@ public:
         if (size_ == capacity_) make_room();
     }
 
-    // Pushes item(0) .. item(count - 1).
+    // Pushes item(0) .. item(count - 1). The bar then is no higher than the worst of the best r, but may be close to it.
     template <class Item>
     void push_all(std::size_t count, Item item) {
         for (std::size_t i = 0; i < count;) {
@@ -75,9 +122,13 @@ public:
             for (const std::size_t end = i + std::min(count - i, capacity_ - size); i < end; ++i) {
                 const Scored next = item(i);
                 items[size] = next;
-                size += better(next, bar);
+                const bool passes = better(next, bar);
+                bins_.add(next.score, passes);
+                size += passes;
             }
             size_ = size;
+            const float reached = bins_.reached_by(r_);
+            if (reached > bar_.score) bar_ = passed_by_ties(reached);
             if (size_ == capacity_) make_room();
         }
     }
@@ -99,9 +150,23 @@ private:
             capacity_ = items_.size();
             return;
         }
+        const std::size_t few = capacity_ - capacity_ / 4;
+        if (bar_.score > -std::numeric_limits<float>::infinity()) keep_from(bar_.score);  // that bins have raised
+        if (size_ <= few) return;
         keep_from(score_of_best(r_));
-        if (size_ > capacity_ - capacity_ / 4) select();  // many ties
+        if (size_ > few) select();  // many ties
+        restart_bins();
     }
+
+    void restart_bins() {
+        float high = bar_.score;
+        for (std::size_t at = 0; at < size_; ++at) high = std::max(high, items_[at].score);
+        bins_.set_range(bar_.score, high);
+        for (std::size_t at = 0; at < size_; ++at) bins_.add(items_[at].score, true);
+    }
+
+    // The bar at a score with which an item may still be among the best, by a lower id.
+    static Scored passed_by_ties(float score) { return {score, 0, std::numeric_limits<std::int64_t>::max()}; }
 
     // Keeps exactly the best r.
     void select() {
@@ -121,7 +186,7 @@ private:
             kept += item.score >= score;
         }
         size_ = kept;
-        bar_ = {score, 0, std::numeric_limits<std::int64_t>::max()};  // what ties with it may still have a lower id
+        bar_ = passed_by_ties(score);
     }
 
     // Of the items that tie with the bar keeps those of the lowest ids, so that r are left.
@@ -170,6 +235,7 @@ private:
 
     static float middle(float a, float b, float c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
 
+    ScoreBins bins_;
     std::vector<float> scores_;        // of score_of_best
     std::vector<std::int64_t> ties_;  // ids of what has the worst score of the best r
     std::vector<Scored> items_;

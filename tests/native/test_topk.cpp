@@ -60,6 +60,12 @@ float score_of(int kind, std::size_t i, std::mt19937& random) {
             return 1.0f;
         case 5:
             return random() % 3 == 0 ? std::nanf("") : random() % 2 == 0 ? -kInf : kInf;
+        case 6:
+            return 1000.0f + 0x1p-14f * static_cast<float>(random() % 500);  // neighbours among floats
+        case 7:
+            return std::ldexp(random() % 2 == 0 ? 1.0f : -1.0f, static_cast<int>(random() % 276) - 149);  // of all sizes
+        case 8:
+            return std::ldexp(static_cast<float>(random() % 1000) - 999.0f, -149 + static_cast<int>(random() % 3));
         default:
             return std::sin(static_cast<float>(i));
     }
@@ -70,7 +76,7 @@ float score_of(int kind, std::size_t i, std::mt19937& random) {
 int main() {
     std::mt19937 random(1);
     TopR top;  // one for all streams: a reset must forget everything
-    for (int kind = 0; kind < 7; ++kind)
+    for (int kind = 0; kind < 10; ++kind)
         for (std::size_t n : {0, 1, 2, 33, 100, 5000})
             for (std::size_t r : {1, 2, 10, 100, 5000}) {
                 std::vector<Scored> items(n);
@@ -81,6 +87,20 @@ int main() {
                 std::shuffle(items.begin(), items.end(), random);
                 check_stream(top, items, r);
             }
+    // The bar follows the worst of the best r closely, or a scan would find far too much.
+    std::vector<float> scores;
+    top.reset(100);
+    for (int batch = 0; batch < 1000; ++batch) {
+        top.push_all(100, [&](std::size_t) {
+            const float score = std::normal_distribution<float>()(random);
+            scores.push_back(score);
+            return Scored{score, 0, static_cast<std::int64_t>(scores.size())};
+        });
+        if (batch < 10) continue;
+        const float bar = top.bar().score;
+        const auto passing = std::count_if(scores.begin(), scores.end(), [&](float score) { return score > bar; });
+        CHECK(passing >= 99 && passing <= 130);
+    }
     // Streams that are cut once or twice, so that nothing makes up for an item that was lost.
     for (int repeat = 0; repeat < 5000; ++repeat) {
         const std::size_t r = 30 + random() % 20;
