@@ -64,6 +64,11 @@ inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const T
     }
 }
 
+template <std::size_t NQ, class Scan>
+inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
+    scan([&](const std::uint8_t* block, BlockSums* sums) { add_first_pairs<NQ, true>(block, m / 2, tables, sums); });
+}
+
 // Which rows have sums of at least `threshold`: lanes of all ones, even and odd rows.
 struct Passed {
     Passed(const BlockSums& sums, int threshold) {

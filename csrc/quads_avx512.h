@@ -50,41 +50,23 @@ struct QuadCodes {
     __m512i low, high;
 };
 
-// Adds the entries of a quad that `weights`, of ones and zeros, has ones for.
-inline __m512i add_entries(__m512i sums, __m512i tables, __m512i places, __m512i weights) {
-    return _mm512_dpbusd_epi32(sums, _mm512_permutexvar_epi8(places, tables), weights);
+// The sums of 16 rows with the entries of a quad that `weights`, of ones and zeros, has ones for. Those of the two codes of
+// a pair add up in bytes.
+inline __m512i add_entries(__m512i sums, __m512i low_tables, __m512i high_tables, const QuadCodes& codes, __m512i weights) {
+    const __m512i low = _mm512_permutexvar_epi8(codes.low, low_tables);
+    return _mm512_dpbusd_epi32(sums, _mm512_add_epi8(low, _mm512_permutexvar_epi8(codes.high, high_tables)), weights);
 }
 
-// Adds the entries of all rows of a block for one quad to the sums of NQ queries. Those of low and of high codes have
-// sums of their own where there are few queries, so that no addition waits for the one before.
+// Adds the entries of all rows of a block for one quad to the sums of NQ queries.
 template <std::size_t NQ>
-struct QuadSums {
-    static constexpr std::size_t kChains = NQ < 3 ? 2 : 1;
-    explicit QuadSums(const BlockSums* sums) {
-        for (std::size_t i = 0; i < NQ; ++i) {
-            first[i][kChains - 1] = second[i][kChains - 1] = _mm512_setzero_si512();
-            first[i][0] = sums[i].first;
-            second[i][0] = sums[i].second;
-        }
+inline void add_quad(const std::uint8_t* block, std::size_t quad, const Tables* tables, __m512i weights, BlockSums* sums) {
+    const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
+    for (std::size_t i = 0; i < NQ; ++i) {
+        const __m512i low = load64(tables[i].low[quad * kQuad]), high = load64(tables[i].high[quad * kQuad]);
+        sums[i].first = add_entries(sums[i].first, low, high, rows, weights);
+        sums[i].second = add_entries(sums[i].second, low, high, more, weights);
     }
-    void add(const std::uint8_t* block, std::size_t quad, const Tables* tables, __m512i weights) {
-        const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
-        for (std::size_t i = 0; i < NQ; ++i) {
-            const __m512i low = load64(tables[i].low[quad * kQuad]), high = load64(tables[i].high[quad * kQuad]);
-            first[i][0] = add_entries(first[i][0], low, rows.low, weights);
-            second[i][0] = add_entries(second[i][0], low, more.low, weights);
-            first[i][kChains - 1] = add_entries(first[i][kChains - 1], high, rows.high, weights);
-            second[i][kChains - 1] = add_entries(second[i][kChains - 1], high, more.high, weights);
-        }
-    }
-    void store(BlockSums* sums) const {
-        for (std::size_t i = 0; i < NQ; ++i) {
-            sums[i].first = kChains == 1 ? first[i][0] : _mm512_add_epi32(first[i][0], first[i][1]);
-            sums[i].second = kChains == 1 ? second[i][0] : _mm512_add_epi32(second[i][0], second[i][1]);
-        }
-    }
-    __m512i first[NQ][kChains], second[NQ][kChains];
-};
+}
 
 // Ones for the pairs of a quad from `from` on, or before `to`.
 inline __m512i pairs_from(std::size_t from) { return _mm512_set1_epi32(static_cast<int>(0x01010101u << 8 * from)); }
@@ -93,19 +75,16 @@ inline __m512i pairs_before(std::size_t to) { return _mm512_set1_epi32(static_ca
 template <std::size_t NQ>
 inline void add_range(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables* tables,
                       BlockSums* sums) {
-    QuadSums<NQ> added(sums);
     std::size_t quad = first / kQuad;
     if (first % kQuad != 0) {
         const __m512i from = pairs_from(first % kQuad);
-        if (last < kQuad * (quad + 1)) {
-            added.add(block, quad, tables, _mm512_and_si512(from, pairs_before(last % kQuad)));
-            return added.store(sums);
-        }
-        added.add(block, quad++, tables, from);
+        if (last < kQuad * (quad + 1))
+            return add_quad<NQ>(block, quad, tables, _mm512_and_si512(from, pairs_before(last % kQuad)), sums);
+        add_quad<NQ>(block, quad++, tables, from, sums);
     }
-    for (const __m512i ones = _mm512_set1_epi8(1); quad < last / kQuad; ++quad) added.add(block, quad, tables, ones);
-    if (last % kQuad != 0) added.add(block, quad, tables, pairs_before(last % kQuad));
-    added.store(sums);
+    for (const __m512i ones = _mm512_set1_epi8(1); quad < last / kQuad; ++quad)
+        add_quad<NQ>(block, quad, tables, ones, sums);
+    if (last % kQuad != 0) add_quad<NQ>(block, quad, tables, pairs_before(last % kQuad), sums);
 }
 
 // Nothing is fetched ahead: the CPU's own prefetching reads codes from memory half as fast again as with it (Zen 4).
@@ -118,6 +97,45 @@ inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t 
 template <std::size_t NQ, bool>
 inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
     add_range<NQ>(block, 0, last, tables, sums);
+}
+
+// All tables of a query with few subspaces, in registers.
+template <std::size_t Quads>
+struct HeldTables {
+    explicit HeldTables(const Tables& tables) {
+        for (std::size_t quad = 0; quad < Quads; ++quad) {
+            low[quad] = load64(tables.low[quad * kQuad]);
+            high[quad] = load64(tables.high[quad * kQuad]);
+        }
+    }
+    // Adds all pairs of a block.
+    void operator()(const std::uint8_t* block, BlockSums* sums) const {
+        const __m512i ones = _mm512_set1_epi8(1);
+#pragma GCC unroll 8
+        for (std::size_t quad = 0; quad < Quads; ++quad) {
+            const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
+            sums->first = add_entries(sums->first, low[quad], high[quad], rows, ones);
+            sums->second = add_entries(sums->second, low[quad], high[quad], more, ones);
+        }
+    }
+    __m512i low[Quads], high[Quads];
+};
+
+template <std::size_t NQ, class Scan>
+inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
+    if constexpr (NQ == 1) {
+        switch (m / (2 * kQuad)) {
+            case 1: return scan(HeldTables<1>(*tables));
+            case 2: return scan(HeldTables<2>(*tables));
+            case 3: return scan(HeldTables<3>(*tables));
+            case 4: return scan(HeldTables<4>(*tables));
+            case 5: return scan(HeldTables<5>(*tables));
+            case 6: return scan(HeldTables<6>(*tables));
+            case 7: return scan(HeldTables<7>(*tables));
+            case 8: return scan(HeldTables<8>(*tables));
+        }
+    }
+    scan([&](const std::uint8_t* block, BlockSums* sums) { add_range<NQ>(block, 0, m / 2, tables, sums); });
 }
 
 // Which rows have sums of at least `threshold`, one bit each.

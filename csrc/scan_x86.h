@@ -5,6 +5,7 @@
 //   add_pairs<Ahead>            adds pairs first..last of a block to the sums of one query; fetches a line of codes ahead
 //                               for each that it reads, if Ahead
 //   add_first_pairs<NQ, Ahead>  adds pairs 0..last to the sums of NQ queries, which share the unpacking of the codes
+//   with_adder<NQ>              calls scan(add), where add(block, sums) adds all pairs to the sums of NQ queries
 //   write_hits adds the rows of a block whose bit is set to what a query found
 //   Passed     which rows of a block have sums of at least a threshold, with none() and rows()
 //   reaches    whether the sum of some row is at least a threshold
@@ -89,18 +90,19 @@ template <std::size_t NQ>
 inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, const Tables* tables,
                        ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    for (std::size_t b = first; b < last; ++b) {
-        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
-        if (allowed == 0) continue;
-        const std::uint8_t* block = codes.packed + b * block_bytes;
-        BlockSums sums[NQ];
-        add_first_pairs<NQ, true>(block, codes.m / 2, tables, sums);
-        for (std::size_t i = 0; i < NQ; ++i) {
-            const Passed passed(sums[i], queries[i].threshold);
-            if (!passed.none())
-                write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
+    with_adder<NQ>(codes.m, tables, [&](const auto& add) {
+        for (std::size_t b = first; b < last; ++b) {
+            const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
+            if (allowed == 0) continue;
+            BlockSums sums[NQ];
+            add(codes.packed + b * block_bytes, sums);
+            for (std::size_t i = 0; i < NQ; ++i) {
+                const Passed passed(sums[i], queries[i].threshold);
+                if (!passed.none())
+                    write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
+            }
         }
-    }
+    });
 }
 
 template <std::size_t NQ>
