@@ -86,6 +86,8 @@ struct TableScale {
 
 // Bytes of a row of signed bytes with its scale in front.
 constexpr std::size_t byte_stride(std::size_t d) { return sizeof(float) + d; }
+// Rows that sum_entries takes together.
+constexpr std::size_t kSumRows = 16;
 // So that sums of products of bytes fit 32 bits.
 constexpr std::size_t kLongestBytes = INT32_MAX / (127 * 127);
 
@@ -123,6 +125,11 @@ struct Kernels {
     // |error| <= 2 (dsub + 1) eps (|init| + sum |terms|), eps = 2^-24.
     void (*pq_tables)(const float* rotated, const float* words_t, const float* init, std::size_t m, std::size_t dsub,
                       float* lut) noexcept;
+
+    // Sums of the float tables lut (m, 16), m even, for kSumRows rows of codes (m/2, kSumRows): [p][r] = a pair of row r.
+    // sums (kSumRows) = entries of even subspaces + those of odd ones, each added up by rising subspace, in double. All
+    // levels agree bit for bit.
+    void (*sum_entries)(const float* lut, const std::uint8_t* codes, std::size_t m, double* sums) noexcept;
 
     // Searches the codes (m) of one row for the least e^T A e, e = y - sum_j C[j][codes[j]], by iterated conditional
     // modes: each code in turn is set to its best given the others. Ties go to the code at hand, else to the lowest.

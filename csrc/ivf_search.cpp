@@ -33,6 +33,7 @@ struct Workspace {
     ListScan::Scratch scan;
     std::vector<QueryScan> queries;
     std::vector<Scored> flat;  // the runs of rows that every query visits
+    std::vector<std::uint8_t> codes;  // of rescore
     std::vector<Verifier::Job> jobs;
     Verifier verifier;
     std::size_t threads = 1;  // that may scan for the block's query, if it is alone
@@ -111,7 +112,7 @@ void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions&
             if (options.refine > 0)
                 found.size = work.jobs[i].read;
             else
-                rescore(work.queries[i], found);
+                rescore(work.queries[i], found, work.codes);
             const std::size_t kept = sort_best(found, k), row = (first + i) * k;
             for (std::size_t j = 0; j < k; ++j) {
                 scores[row + j] = j < kept ? found[j].score : -kInf;
@@ -143,7 +144,7 @@ void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateO
                 out.lists[row + j] = there ? list_of(query, found[j], flat) : -1;
             }
             if (!rescored) continue;
-            rescore(query, {found.data, kept});
+            rescore(query, {found.data, kept}, work.codes);
             for (std::size_t j = 0; j < options.count; ++j) out.rescored[row + j] = j < kept ? found[j].score : -kInf;
         }
     });
@@ -190,7 +191,7 @@ RangeHits IvfSearch::range_search(const float* queries, std::size_t q, const Ran
         if (options.verify) verify(block, count, 1, {0.0f, 1.0f}, limits, stats + first, work);
         for (std::size_t i = 0; i < count; ++i) {
             const Span<Scored> found = work.queries[i].found.best();
-            if (!options.verify) rescore(work.queries[i], found);
+            if (!options.verify) rescore(work.queries[i], found, work.codes);
             std::copy_if(found.begin(), found.end(), std::back_inserter(results[first + i]),
                          [&](const Scored& row) { return row.score >= options.threshold; });
             std::sort(results[first + i].begin(), results[first + i].end(), better);
@@ -247,20 +248,22 @@ void IvfSearch::verify(const float* queries, std::size_t q, std::size_t k, const
 }
 
 // Replaces 8-bit scores by those of the float tables, summed in double: the reported scores of a codes-only search.
-void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates) const {
-    const float* const lut = query.tables.lut;
-    for (Scored& item : candidates) {
-        const double term = static_cast<double>(query.tables.constant) + query.lists[item.tag].score;
-        double even = 0.0, odd = 0.0;  // two chains of additions, which run side by side
-        const std::size_t position = static_cast<std::size_t>(item.id);
+void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates, std::vector<std::uint8_t>& codes) const {
+    const std::size_t group_bytes = index_.m / 2 * kSumRows;
+    codes.resize(std::max(codes.size(), (candidates.size + kSumRows - 1) / kSumRows * group_bytes));
+    for (std::size_t i = 0; i < candidates.size; ++i) {
+        const auto position = static_cast<std::size_t>(candidates[i].id);
         const RowSet& set = index_.set_of(position);
-        const std::size_t row = position - set.first;
-        for (std::size_t j = 0; j < index_.m; j += 2) {
-            const std::uint8_t pair = pair_at(set.packed, set.quads, index_.m, row, j / 2);
-            even += lut[j * kSub + (pair & 15)];
-            odd += lut[(j + 1) * kSub + (pair >> 4)];
+        copy_row(set.packed, set.quads, index_.m, position - set.first,
+                 codes.data() + i / kSumRows * group_bytes + i % kSumRows, kSumRows);
+    }
+    for (std::size_t first = 0; first < candidates.size; first += kSumRows) {
+        double sums[kSumRows];
+        kernels_.sum_entries(query.tables.lut, codes.data() + first / kSumRows * group_bytes, index_.m, sums);
+        for (std::size_t i = first; i < std::min(first + kSumRows, candidates.size); ++i) {
+            const double term = static_cast<double>(query.tables.constant) + query.lists[candidates[i].tag].score;
+            candidates[i].score = static_cast<float>(term + sums[i - first]);
         }
-        item.score = static_cast<float>(term + (even + odd));
     }
 }
 

@@ -115,7 +115,7 @@ private:
     void prepare(std::size_t q, bool flat, Workspace& work) const;
     void verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
                 QueryStats* stats, Workspace& work) const;
-    void rescore(const QueryScan& query, Span<Scored> candidates) const;
+    void rescore(const QueryScan& query, Span<Scored> candidates, std::vector<std::uint8_t>& codes) const;
     std::int32_t list_of(const QueryScan& query, const Scored& candidate, bool flat) const;
     bool scans_everything(const ProbeRule& probe, const AllowView& allow) const;
 

@@ -157,6 +157,44 @@ void pq_tables(const float* rotated, const float* words_t, const float* init, st
     }
 }
 
+// The entries of one table for eight rows.
+struct FloatTable {
+    explicit FloatTable(const float* entries) : low(_mm256_loadu_ps(entries)), high(_mm256_loadu_ps(entries + 8)) {}
+    // By the lowest four bits of each lane.
+    __m256 look_up(__m256i codes) const {
+        const __m256 upper = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));  // bit 3 chooses, as a sign
+        return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), upper);
+    }
+    __m256 low, high;
+};
+
+// Eight sums in double.
+struct EightSums {
+    EightSums() : low(_mm256_setzero_pd()), high(low) {}
+    void add(__m256 x) {
+        low = _mm256_add_pd(low, _mm256_cvtps_pd(low_half(x)));
+        high = _mm256_add_pd(high, _mm256_cvtps_pd(high_half(x)));
+    }
+    __m256d low, high;
+};
+
+void sum_entries(const float* lut, const std::uint8_t* codes, std::size_t m, double* sums) noexcept {
+    EightSums even[2], odd[2];
+    for (std::size_t p = 0; p < m / 2; ++p, codes += kSumRows, lut += 2 * kSub) {
+        const FloatTable even_table(lut), odd_table(lut + kSub);
+        for (std::size_t half = 0; half < 2; ++half) {
+            const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes + 8 * half));
+            const __m256i pairs = _mm256_cvtepu8_epi32(bytes);
+            even[half].add(even_table.look_up(pairs));
+            odd[half].add(odd_table.look_up(_mm256_srli_epi32(pairs, 4)));
+        }
+    }
+    for (std::size_t half = 0; half < 2; ++half) {
+        _mm256_storeu_pd(sums + 8 * half, _mm256_add_pd(even[half].low, odd[half].low));
+        _mm256_storeu_pd(sums + 8 * half + 4, _mm256_add_pd(even[half].high, odd[half].high));
+    }
+}
+
 struct Lanes {
     Lanes(__m256 low_lanes, __m256 high_lanes) : low(low_lanes), high(high_lanes) {}
     explicit Lanes(float value) : low(_mm256_set1_ps(value)), high(low) {}
@@ -395,6 +433,7 @@ const Kernels kAvx2Kernels = {
     nullptr,  // a register holds codes of several pairs there, and pshufb has one table
     quantize_tables,
     pq_tables,
+    sum_entries,
     search_codes,
     gemm_nt,
     gemm_nt_f16,

@@ -153,6 +153,24 @@ namespace quads {
 
 }  // namespace quads
 
+// Adds 16 floats to 16 sums in double.
+inline void add_floats(__m512 x, __m512d* sums) {
+    sums[0] = _mm512_add_pd(sums[0], _mm512_cvtps_pd(_mm512_castps512_ps256(x)));
+    sums[1] = _mm512_add_pd(sums[1], _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)));
+}
+
+void sum_entries(const float* lut, const std::uint8_t* codes, std::size_t m, double* sums) noexcept {
+    const __m512d zero = _mm512_setzero_pd();
+    __m512d even[] = {zero, zero}, odd[] = {zero, zero};
+    for (std::size_t p = 0; p < m / 2; ++p, codes += kSumRows, lut += 2 * kSub) {
+        const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+        add_floats(_mm512_permutexvar_ps(pairs, _mm512_loadu_ps(lut)), even);  // by the lowest four bits
+        add_floats(_mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), _mm512_loadu_ps(lut + kSub)), odd);
+    }
+    _mm512_storeu_pd(sums, _mm512_add_pd(even[0], odd[0]));
+    _mm512_storeu_pd(sums + 8, _mm512_add_pd(even[1], odd[1]));
+}
+
 inline bool finite(double x) { return x - x == 0.0; }
 
 TableScale quantize_tables(const float* lut, std::size_t m, std::uint8_t* tables) noexcept {
@@ -337,6 +355,7 @@ const Kernels kAvx512Kernels = {
     quads::scan_pq4,
     quantize_tables,
     kAvx2Kernels.pq_tables,
+    sum_entries,
     kAvx2Kernels.search_codes,
     kAvx2Kernels.gemm_nt,
     kAvx2Kernels.gemm_nt_f16,

@@ -393,13 +393,14 @@ inline Lanes operator*(const Lanes& a, const Lanes& b) { return by_lane<vmulq_f3
 
 }  // namespace
 
-extern const Kernels kNeonKernels;
+extern const Kernels kScalarKernels, kNeonKernels;
 const Kernels kNeonKernels = {
     "neon",
     scan_pq4,
     nullptr,
     quantize_tables,
     pq_tables,
+    kScalarKernels.sum_entries,
     search_codes,
     gemm_nt,
     gemm_nt_f16,

@@ -93,6 +93,16 @@ void pq_tables(const float* rotated, const float* words_t, const float* init, st
     }
 }
 
+void sum_entries(const float* lut, const std::uint8_t* codes, std::size_t m, double* sums) noexcept {
+    double even[kSumRows] = {}, odd[kSumRows] = {};
+    for (std::size_t p = 0; p < m / 2; ++p, codes += kSumRows, lut += 2 * kSub)
+        for (std::size_t r = 0; r < kSumRows; ++r) {
+            even[r] += lut[codes[r] & 15];
+            odd[r] += lut[kSub + (codes[r] >> 4)];
+        }
+    for (std::size_t r = 0; r < kSumRows; ++r) sums[r] = even[r] + odd[r];
+}
+
 struct Lanes {
     Lanes() = default;
     explicit Lanes(float value) { std::fill(x, x + kSub, value); }
@@ -228,8 +238,9 @@ void gemm_nt_i8(const std::uint8_t* a, std::size_t na, const std::uint8_t* b, st
 
 extern const Kernels kScalarKernels;
 const Kernels kScalarKernels = {
-    "scalar",    scan<false>,  scan<true>,   quantize_tables, pq_tables,  search_codes, gemm_nt,     gemm_nt_f16, gemm_nt_i8,
-    dot<F32Row>, dot<F16Row>,  dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>,   l2<Bf16Row>, l2<I8Row>,
+    "scalar",    scan<false>, scan<true>,   quantize_tables, pq_tables,  sum_entries, search_codes,
+    gemm_nt,     gemm_nt_f16, gemm_nt_i8,
+    dot<F32Row>, dot<F16Row>, dot<Bf16Row>, dot<I8Row>,      l2<F32Row>, l2<F16Row>,  l2<Bf16Row>, l2<I8Row>,
 };
 
 }  // namespace vqdistill

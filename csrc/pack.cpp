@@ -38,4 +38,9 @@ void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::si
         }
 }
 
+void copy_row(const std::uint8_t* packed, bool quads, std::size_t m, std::size_t row, std::uint8_t* out,
+              std::size_t stride) noexcept {
+    for (std::size_t p = 0; p < m / 2; ++p) out[p * stride] = pair_at(packed, quads, m, row, p);
+}
+
 }  // namespace vqdistill

@@ -23,6 +23,10 @@ inline std::size_t place_in_block(bool quads, std::size_t p, std::size_t r) {
     return quads ? (p / kQuad * kBlockRows + r) * kQuad + p % kQuad : p * kBlockRows + r;
 }
 
+// Copies the codes of a row of packed codes, pair by pair, to every stride-th byte from `out` on.
+void copy_row(const std::uint8_t* packed, bool quads, std::size_t m, std::size_t row, std::uint8_t* out,
+              std::size_t stride) noexcept;
+
 // The codes of one row for subspaces 2p (low 4 bits) and 2p + 1.
 inline std::uint8_t pair_at(const std::uint8_t* packed, bool quads, std::size_t m, std::size_t row, std::size_t p) {
     return packed[row / kBlockRows * (m / 2) * kBlockRows + place_in_block(quads, p, row % kBlockRows)];

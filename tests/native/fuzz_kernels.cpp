@@ -340,6 +340,24 @@ void fuzz_pq_tables(const std::vector<const Kernels*>& levels, Random& random) {
     }
 }
 
+void fuzz_sum_entries(const std::vector<const Kernels*>& levels, Random& random) {
+    const std::size_t m = 2 * random.in(1, kMaxM / 2);
+    Buffer<float> lut(m * kSub, random);
+    fill_normal(lut, random);
+    Buffer<std::uint8_t> codes(m / 2 * kSumRows, random);
+    for (std::uint8_t& pair : codes) pair = static_cast<std::uint8_t>(random.in(0, 255));
+    Buffer<double> wanted(kSumRows, random), sums(kSumRows, random);
+    for (std::size_t r = 0; r < kSumRows; ++r) {
+        double by_parity[2] = {};
+        for (std::size_t j = 0; j < m; ++j) by_parity[j % 2] += lut[j * kSub + (codes[j / 2 * kSumRows + r] >> j % 2 * 4 & 15)];
+        wanted[r] = by_parity[0] + by_parity[1];
+    }
+    for (const Kernels* level : levels) {
+        level->sum_entries(lut.data(), codes.data(), m, sums.data());
+        if (!std::equal(sums.begin(), sums.end(), wanted.begin())) fail(*level, "sum_entries", text("m", m));
+    }
+}
+
 // ---- additive codes
 
 // Rows in general position: bit for bit the same codes need the same rounding in every step.
@@ -464,6 +482,7 @@ std::size_t run_round(const std::vector<const Kernels*>& levels, std::uint64_t s
         fuzz_gemm(levels, random);
         fuzz_gemm_i8(levels, random);
         fuzz_pq_tables(levels, random);
+        fuzz_sum_entries(levels, random);
         fuzz_search_codes(levels, random);
         fuzz_dense(levels, random);
     }
