@@ -27,7 +27,7 @@ struct QueryScan {
 };
 
 // Rows that lists hold together while codes are scanned as one list; see ListScan::flat_lists.
-constexpr std::size_t kFlatRows = 4096;
+constexpr std::size_t kFlatRows = 8192;
 
 // Rows of an epoch that pay for one more thread, which takes about 20 us to start and to end.
 constexpr std::int64_t kThreadRows = 100'000;
@@ -87,7 +87,7 @@ private:
     void for_pieces(std::size_t list, bool flat, Call call) const;
     void order_by_list(std::size_t lists, Scratch& scratch) const;
     void prefetch_head(std::size_t list, bool flat) const;
-    void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
+    void begin_epoch(QueryScan& query, std::uint32_t number, bool cuts, bool flat, std::vector<Visit>& visits) const;
     void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
                      CallLimits& limits, Scratch& scratch) const;
     void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,

@@ -145,7 +145,7 @@ struct Passed {
         first = _mm512_cmpge_epi32_mask(sums.first, least);
         second = _mm512_cmpge_epi32_mask(sums.second, least);
     }
-    bool none() const { return (first | second) == 0; }
+    bool none() const { return _kortestz_mask16_u8(first, second) != 0; }
     std::uint32_t rows() const { return first | static_cast<std::uint32_t>(second) << 16; }
     __mmask16 first, second;
 };

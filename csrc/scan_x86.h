@@ -27,6 +27,12 @@ inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
     for (std::size_t at = 0; at < size; at += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + at), _MM_HINT_T0);
 }
 
+// Writes the hits of a block.
+inline void write_block(const ScanCodes& codes, const OpenBlock& block, ScanQuery& query) {
+    const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
+    write_hits(Passed(block.sums, query.threshold).rows() & allowed, block.sums, block.number * kBlockRows, query);
+}
+
 // Takes a query through the rest of the blocks that passed its first cut.
 inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, const Tables& tables,
                           ScanQuery& query) {
@@ -45,10 +51,7 @@ inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t c
     for (std::size_t i = 0; i < count; ++i) {
         OpenBlock& block = open[i];
         add_pairs<false>(codes.packed + block.number * block_bytes, done, codes.m / 2, tables, block.sums);
-        const Passed passed(block.sums, query.threshold);
-        if (passed.none()) continue;
-        const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
-        write_hits(passed.rows() & allowed, block.sums, block.number * kBlockRows, query);
+        if (reaches(block.sums, query.threshold)) write_block(codes, block, query);
     }
 }
 
@@ -86,37 +89,43 @@ inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_
     for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], tables[i], queries[i]);
 }
 
+// Takes NQ queries through blocks until one of them lacks places; returns how many. Hits are written for some blocks
+// together: a branch on each block that has one would be mispredicted, and throw away what was begun of the next two.
 template <std::size_t NQ>
-inline void scan_whole(const ScanCodes& codes, std::size_t first, std::size_t last, const Tables* tables,
-                       ScanQuery* queries) {
+inline std::size_t scan_whole(const ScanCodes& codes, const Tables* tables, ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
+    OpenBlock open[NQ][kOpenBlocks];
+    std::size_t b = 0;
     with_adder<NQ>(codes.m, tables, [&](const auto& add) {
-        for (std::size_t b = first; b < last; ++b) {
-            const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
-            if (allowed == 0) continue;
-            BlockSums sums[NQ];
-            add(codes.packed + b * block_bytes, sums);
-            for (std::size_t i = 0; i < NQ; ++i) {
-                const Passed passed(sums[i], queries[i].threshold);
-                if (!passed.none())
-                    write_hits(passed.rows() & allowed, sums[i], static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
+        for (std::size_t most; b < codes.nblocks && (most = blocks_with_places(queries, NQ)) > 0;) {
+            std::size_t count[NQ] = {};
+            for (bool places = true; places && b < codes.nblocks; ++b) {
+                if (codes.allow != nullptr && codes.allow[b] == 0) continue;
+                BlockSums sums[NQ];
+                add(codes.packed + b * block_bytes, sums);
+                for (std::size_t i = 0; i < NQ; ++i) {
+                    const bool passes = reaches(sums[i], queries[i].threshold);
+                    count[i] += keep_if(passes, static_cast<std::uint32_t>(b), sums[i], open[i] + count[i]);
+                    places &= count[i] < most;
+                }
             }
+            for (std::size_t i = 0; i < NQ; ++i)
+                for (std::size_t at = 0; at < count[i]; ++at) write_block(codes, open[i][at], queries[i]);
         }
     });
+    return b;
 }
 
 template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+    std::size_t b = 0, last = blocks_with_places(queries, NQ);
+    if (last == 0) return 0;
     Tables tables[NQ];
     for (std::size_t i = 0; i < NQ; ++i) tables[i].set(queries[i].tables, codes.m);
-    std::size_t b = 0;
-    while (b < codes.nblocks) {
-        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
-        if (last == b) break;
-        if (codes.ncuts > 0)
-            scan_with_cuts<NQ>(codes, b, last, tables, queries);
-        else
-            scan_whole<NQ>(codes, b, last, tables, queries);
+    if (codes.ncuts == 0) return scan_whole<NQ>(codes, tables, queries);
+    for (; b < codes.nblocks && last > b; last = b + blocks_with_places(queries, NQ)) {
+        last = std::min(codes.nblocks, last);
+        scan_with_cuts<NQ>(codes, b, last, tables, queries);
         b = last;
     }
     return b;

@@ -47,11 +47,13 @@ public:
         per_score_ = std::isfinite(per_score) ? per_score : 0.0f;
     }
 
-    void add(float score, bool counts) {
+    // Counts a score if it `counts`; returns what count() must be told, with others of its kind together.
+    std::size_t add(float score, bool counts) {
         const std::size_t bin = bin_of(score);
         counts_[bin] += counts;
-        counted_ += counts & (bin >= lowest_);
+        return counts & (bin >= lowest_);
     }
+    void count(std::size_t added) { counted_ += added; }
 
     // A height that at least r of the counted scores reach, and as high as bins can tell; -inf if none is known.
     float reached_by(std::size_t r) {
@@ -118,15 +120,16 @@ public:
         for (std::size_t i = 0; i < count;) {
             Scored* const items = items_.data();
             const Scored bar = bar_;
-            std::size_t size = size_;
+            std::size_t size = size_, added = 0;
             for (const std::size_t end = i + std::min(count - i, capacity_ - size); i < end; ++i) {
                 const Scored next = item(i);
                 items[size] = next;
                 const bool passes = better(next, bar);
-                bins_.add(next.score, passes);
+                added += bins_.add(next.score, passes);
                 size += passes;
             }
             size_ = size;
+            bins_.count(added);
             const float reached = bins_.reached_by(r_);
             if (reached > bar_.score) bar_ = passed_by_ties(reached);
             if (size_ == capacity_) make_room();
@@ -162,7 +165,9 @@ private:
         float high = bar_.score;
         for (std::size_t at = 0; at < size_; ++at) high = std::max(high, items_[at].score);
         bins_.set_range(bar_.score, high);
-        for (std::size_t at = 0; at < size_; ++at) bins_.add(items_[at].score, true);
+        std::size_t added = 0;
+        for (std::size_t at = 0; at < size_; ++at) added += bins_.add(items_[at].score, true);
+        bins_.count(added);
     }
 
     // The bar at a score with which an item may still be among the best, by a lower id.
