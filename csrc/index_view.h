@@ -22,11 +22,10 @@ struct AdapterView {
 };
 
 // Rows in list order. REQUIRES: list_offsets starts at 0, never falls, and ends at n, the rows of the set, with packed
-// holding block_count(n) blocks; in quads only if the active kernels scan them.
+// holding block_count(n) blocks.
 struct RowSet {
     const std::int64_t* list_offsets;  // (nlist + 1): list l = rows list_offsets[l] .. list_offsets[l+1]
     const std::uint8_t* packed;        // block_count(n) blocks, see ScanCodes
-    bool quads = false;                // whether they are in quads
     std::size_t first = 0;             // position of the first row: those of the sets before come first
     std::size_t first_block = 0;       // in AllowView::blocks
 };
@@ -42,6 +41,7 @@ struct IndexView {
     Metric metric;
     bool residual;
     std::size_t nlist, d, m, dsub;
+    bool quads;                        // the codes are in quads: only if the active kernels scan them
     std::vector<RowSet> sets;          // by rising position
     AllowView alive;                   // rows that were not deleted; null pointers = none was
     const std::int64_t* whole;         // (nlist): rows of each list of the index that this is a part of; null = it is none

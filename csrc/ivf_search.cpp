@@ -254,7 +254,7 @@ void IvfSearch::rescore(const QueryScan& query, Span<Scored> candidates, std::ve
     for (std::size_t i = 0; i < candidates.size; ++i) {
         const auto position = static_cast<std::size_t>(candidates[i].id);
         const RowSet& set = index_.set_of(position);
-        copy_row(set.packed, set.quads, index_.m, position - set.first,
+        copy_row(set.packed, index_.quads, index_.m, position - set.first,
                  codes.data() + i / kSumRows * group_bytes + i % kSumRows, kSumRows);
     }
     for (std::size_t first = 0; first < candidates.size; first += kSumRows) {

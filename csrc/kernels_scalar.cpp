@@ -19,7 +19,8 @@ template <bool kQuads>
 void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
                std::uint16_t* sums) {
     for (std::size_t p = first; p < last; ++p) {
-        const std::uint8_t *even = tables + 2 * p * kSub, *odd = even + kSub;
+        const std::uint8_t* even = tables + place_of_table(kQuads, 2 * p);
+        const std::uint8_t* odd = tables + place_of_table(kQuads, 2 * p + 1);
         for (std::size_t r = 0; r < kBlockRows; ++r) {
             const std::uint8_t pair = block[place_in_block(kQuads, p, r)];
             sums[r] = static_cast<std::uint16_t>(sums[r] + even[pair & 15] + odd[pair >> 4]);

@@ -207,7 +207,7 @@ void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits
 std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
                                 const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
-    const auto scan_codes = rows.set->quads ? kernels_.scan_quads : kernels_.scan_pq4;
+    const auto scan_codes = index_.quads ? kernels_.scan_quads : kernels_.scan_pq4;
     ScanCodes codes{nullptr, 0, index_.m, cutting ? cuts.count : 0, {}, nullptr};
     std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {

@@ -29,6 +29,14 @@ void to_quads(std::uint8_t* packed, std::size_t nblocks, std::size_t m) noexcept
     }
 }
 
+void tables_to_quads(std::uint8_t* tables, std::size_t m) noexcept {
+    std::uint8_t quad[2 * kQuad * kSub];
+    for (; m > 0; m -= 2 * kQuad, tables += sizeof quad) {
+        std::copy_n(tables, sizeof quad, quad);
+        for (std::size_t j = 0; j < 2 * kQuad; ++j) std::copy_n(quad + j * kSub, kSub, tables + place_of_table(true, j));
+    }
+}
+
 void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept {
     for (std::size_t row = 0; row < n; ++row)
         for (std::size_t p = 0; p < m / 2; ++p) {

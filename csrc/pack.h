@@ -15,8 +15,17 @@ bool pack_codes(const std::uint8_t* codes, std::size_t n, std::size_t m, std::ui
 // Brings packed codes (nblocks, m/2, 32), m a multiple of 8, into quads, in place.
 void to_quads(std::uint8_t* packed, std::size_t nblocks, std::size_t m) noexcept;
 
+// Brings tables (m, 16), m a multiple of 8, into the order of quads, in place (see ScanQuery).
+void tables_to_quads(std::uint8_t* tables, std::size_t m) noexcept;
+
 // The first n rows of packed codes, which may be in quads -> codes (n, m).
 void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::size_t m, std::uint8_t* codes) noexcept;
+
+// Where tables have the one of subspace j.
+inline std::size_t place_of_table(bool quads, std::size_t j) {
+    const std::size_t first = j / (2 * kQuad) * (2 * kQuad);
+    return kSub * (quads ? first + j % 2 * kQuad + j % (2 * kQuad) / 2 : j);
+}
 
 // Where a block has pair p of row r.
 inline std::size_t place_in_block(bool quads, std::size_t p, std::size_t r) {

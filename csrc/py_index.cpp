@@ -108,6 +108,7 @@ IndexView IndexArrays::view(const std::string& metric_name, bool residual) const
                    mean_.size(0),
                    require_m(static_cast<std::size_t>(codewords_.size(0))),
                    static_cast<std::size_t>(codewords_.size(2)),
+                   packed_.quads(),
                    row_sets(),
                    {},
                    whole(),
@@ -201,10 +202,12 @@ std::vector<SpreadFile> IndexArrays::spread_files(const py::object& spread) cons
 
 // The sets of rows, one behind the other.
 std::vector<RowSet> IndexArrays::row_sets() const {
-    std::vector<RowSet> sets{{offsets_.data(), packed_.data(), packed_.quads()}};
+    std::vector<RowSet> sets{{offsets_.data(), packed_.data()}};
     for (const AddedSet& set : added_) {
         const auto rows = static_cast<std::size_t>(sets.back().list_offsets[nlist()]);
-        sets.push_back({set.offsets->data(), set.packed->data(), set.packed->quads(), sets.back().first + rows,
+        if (set.packed->quads() != packed_.quads())
+            refuse("added packed", "in the order of packed", describe(set.packed->array()));
+        sets.push_back({set.offsets->data(), set.packed->data(), sets.back().first + rows,
                         sets.back().first_block + block_count(rows)});
     }
     return sets;

@@ -54,8 +54,10 @@ py::list py_scan_pq4(const std::string& level, const py::object& packed, const p
                      const std::vector<std::vector<int>>& cuts, const py::object& allow, py::ssize_t places) {
     const PackedArray blocks(packed, "packed");
     const std::size_t m = require_m(blocks.m()), nq = in_range("thresholds", thresholds.size(), 1, kScanQueries);
-    const Array<std::uint8_t> lut(tables, "tables", "(nq, m, 16) uint8",
-                                  {static_cast<py::ssize_t>(nq), static_cast<py::ssize_t>(m), kSub});
+    const Array<std::uint8_t> given(tables, "tables", "(nq, m, 16) uint8",
+                                    {static_cast<py::ssize_t>(nq), static_cast<py::ssize_t>(m), kSub});
+    std::vector<std::uint8_t> lut(given.data(), given.data() + nq * m * kSub);
+    if (blocks.quads()) tables_to_quads(lut.data(), nq * m);
     in_range("pairs", pairs.size(), 0, kMaxCuts);
     if (cuts.size() != nq) refuse("cuts", "one list a query", number(cuts.size()));
     const bool all_rows = allow.is_none();

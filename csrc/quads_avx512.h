@@ -2,15 +2,12 @@
 // codes of 16 rows, and one product adds the four entries of each row. What scan_x86.h wants to stand before it; included
 // as that is, in a namespace of its own.
 
-// Tables of a query: those of the low codes of all pairs, and those of the high ones.
+// Tables of a query, as they are: of each quad those of the low codes, then those of the high ones.
 struct Tables {
-    void set(const std::uint8_t* tables, std::size_t m) {
-        for (std::size_t p = 0; p < m / 2; ++p) {
-            std::memcpy(low[p], tables + 2 * p * kSub, kSub);
-            std::memcpy(high[p], tables + (2 * p + 1) * kSub, kSub);
-        }
-    }
-    alignas(64) std::uint8_t low[kMaxM / 2][kSub], high[kMaxM / 2][kSub];
+    void set(const std::uint8_t* tables, std::size_t) { bytes = tables; }
+    __m512i low(std::size_t quad) const { return load64(bytes + 2 * quad * 64); }
+    __m512i high(std::size_t quad) const { return load64(bytes + (2 * quad + 1) * 64); }
+    const std::uint8_t* bytes;
 };
 
 // Sums of a block, one lane a row.
@@ -62,7 +59,7 @@ template <std::size_t NQ>
 inline void add_quad(const std::uint8_t* block, std::size_t quad, const Tables* tables, __m512i weights, BlockSums* sums) {
     const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
     for (std::size_t i = 0; i < NQ; ++i) {
-        const __m512i low = load64(tables[i].low[quad * kQuad]), high = load64(tables[i].high[quad * kQuad]);
+        const __m512i low = tables[i].low(quad), high = tables[i].high(quad);
         sums[i].first = add_entries(sums[i].first, low, high, rows, weights);
         sums[i].second = add_entries(sums[i].second, low, high, more, weights);
     }
@@ -104,8 +101,8 @@ template <std::size_t Quads>
 struct HeldTables {
     explicit HeldTables(const Tables& tables) {
         for (std::size_t quad = 0; quad < Quads; ++quad) {
-            low[quad] = load64(tables.low[quad * kQuad]);
-            high[quad] = load64(tables.high[quad * kQuad]);
+            low[quad] = tables.low(quad);
+            high[quad] = tables.high(quad);
         }
     }
     // Adds all pairs of a block.

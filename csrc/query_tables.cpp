@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "pack.h"
+
 namespace vqdistill {
 namespace {
 
@@ -102,6 +104,7 @@ void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, 
             query.scale = kernels_.quantize_tables(luts + i * size, index_.m, tables);
             query.constant = constant_term(part + i * index_.d);
             bound_sums(index_.m, cuts, query);
+            if (index_.quads) tables_to_quads(tables, index_.m);
         }
     }
 }

@@ -10,7 +10,7 @@ namespace vqdistill {
 
 // What a query's scores are made of: constant + scale.bias + [term of the list] + scale.step * sum of table entries.
 struct QueryTables {
-    const std::uint8_t* tables;  // (m, 16)
+    const std::uint8_t* tables;  // as the scan takes them, see ScanQuery
     const float* lut;            // (m, 16), what the tables were rounded from; null unless asked for
     TableScale scale;
     float constant;      // <q, mean>, or -|q - mean|^2 for l2; 0 where lists have a term of their own

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.kernels.support import Shape, encode_dense, random_arrays, small_integers
-from vqdistill.kernels import Engine, pack_codes, unpack_codes
+from tests.kernels.support import QUADS, Shape, encode_dense, random_arrays, small_integers
+from vqdistill.kernels import Engine, cpu_level, pack_codes, scan_order, unpack_codes
 
 SHAPE = Shape(n=700, nlist=6, d=12, m=8, dense_dtype="f16")
 SIZES = (31, 300, 1, 64, 304)
@@ -41,7 +41,10 @@ class Parted:
                 self.position[rows] = np.arange(first, first + len(rows))
                 first += len(rows)
             offsets = np.searchsorted(self.lists[rows], np.arange(shape.nlist + 1)).astype(np.int64)
-            sets.append((offsets, pack_codes(codes[rows]), self.files[-1].fileno(), None))
+            packed = pack_codes(codes[rows])
+            if number < len(self.members):  # the whole keeps the order of files
+                packed = scan_order(packed)
+            sets.append((offsets, packed, self.files[-1].fileno(), None))
         self.sets, self.single = sets[:-1], sets[-1]
 
     def engines(self, deleted: npt.NDArray[np.int64] | None = None) -> tuple[Engine, Engine]:
@@ -131,7 +134,7 @@ def test_a_filter_over_sets(parted: Parted) -> None:
 
 
 def test_bad_sets_are_refused(parted: Parted) -> None:
-    model = parted.whole
+    model = parted.whole | {"packed": scan_order(parted.whole["packed"].copy())}
     offsets, packed, fd, _ = parted.sets[1]
     for bad, message in [
         ((offsets, packed, fd), r"added must be \(list_offsets, packed, dense_fd, dense_map\), got tuple"),
@@ -146,3 +149,9 @@ def test_bad_sets_are_refused(parted: Parted) -> None:
         Engine(**model, added=((offsets, packed, -1, None),), dense_fd=fd, dense_dtype="f16")
     with pytest.raises(ValueError, match="added dense_map must be the whole file|dense_map must be the whole file"):
         Engine(**model, added=((offsets, packed, fd, b"x"),), dense_fd=fd, dense_dtype="f16")
+
+
+@pytest.mark.skipif(cpu_level() not in QUADS, reason="all codes have one order at this CPU level")
+def test_sets_have_the_order_of_the_first(parted: Parted) -> None:
+    with pytest.raises(ValueError, match=r"added packed must be in the order of packed, got \(10, 1, 32, 4\) uint8"):
+        Engine(**parted.whole, added=(parted.sets[1],))

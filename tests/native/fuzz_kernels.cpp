@@ -116,11 +116,14 @@ struct ScanCall {
           packed(nblocks * m / 2 * kBlockRows, random),
           quads(packed.size(), random),
           tables(nq * m * kSub, random),
+          quad_tables(tables.size(), random),
           allow(nblocks, random) {
         fill_codes(packed, random);
         std::copy(packed.begin(), packed.end(), quads.begin());
         if (has_quads()) to_quads(quads.data(), nblocks, m);
         for (std::size_t i = 0; i < nq; ++i) fill_tables(tables.data() + i * m * kSub, m, random);
+        std::copy(tables.begin(), tables.end(), quad_tables.begin());
+        if (has_quads()) tables_to_quads(quad_tables.data(), nq * m);
         const std::size_t mask = random.in(0, 3);
         for (std::uint32_t& rows : allow)
             rows = static_cast<std::uint32_t>(random() & random() & (mask == 1 && random.one_in(2) ? 0 : ~0u));
@@ -157,7 +160,7 @@ struct ScanCall {
     }
 
     std::size_t m, nblocks, nq;
-    Buffer<std::uint8_t> packed, quads, tables;
+    Buffer<std::uint8_t> packed, quads, tables, quad_tables;
     Buffer<std::uint32_t> allow;
     ScanCodes codes;
     ScanQuery queries[kScanQueries];
@@ -168,12 +171,15 @@ struct ScanResult {
     std::vector<std::vector<ScanHit>> hits;
 };
 
-ScanResult scan(decltype(Kernels::scan_pq4) kernel, ScanCodes codes, const ScanCall& call) {
+ScanResult scan(decltype(Kernels::scan_pq4) kernel, bool quads, const ScanCall& call) {
+    ScanCodes codes = call.codes;
+    if (quads) codes.packed = call.quads.data();
     ScanQuery queries[kScanQueries];
     ScanResult result{0, {}};
     for (std::size_t i = 0; i < call.nq; ++i) result.hits.emplace_back(call.queries[i].places);
     for (std::size_t i = 0; i < call.nq; ++i) {
         queries[i] = call.queries[i];
+        if (quads) queries[i].tables = call.quad_tables.data() + i * call.m * kSub;
         queries[i].hits = result.hits[i].data();
     }
     result.scanned = kernel(codes, queries, call.nq);
@@ -194,13 +200,11 @@ bool same(const ScanResult& a, const ScanResult& b) {
 // Returns the blocks compared.
 std::size_t fuzz_scan(const std::vector<const Kernels*>& levels, Random& random) {
     const ScanCall call(random);
-    const ScanResult wanted = scan(levels[0]->scan_pq4, call.codes, call);
-    ScanCodes in_quads = call.codes;
-    in_quads.packed = call.quads.data();
+    const ScanResult wanted = scan(levels[0]->scan_pq4, false, call);
     for (const Kernels* level : levels) {
-        if (!same(scan(level->scan_pq4, call.codes, call), wanted)) fail(*level, "scan_pq4", call.what());
+        if (!same(scan(level->scan_pq4, false, call), wanted)) fail(*level, "scan_pq4", call.what());
         if (!call.has_quads() || level->scan_quads == nullptr) continue;
-        if (!same(scan(level->scan_quads, in_quads, call), wanted)) fail(*level, "scan_quads", call.what());
+        if (!same(scan(level->scan_quads, true, call), wanted)) fail(*level, "scan_quads", call.what());
     }
     return wanted.scanned;
 }
