@@ -150,6 +150,7 @@ LATE = {
     ("index.model_segments", "vqdistill.model.learned"),
     ("index.model_segments", "vqdistill.model.space"),
     ("searcher", "vqdistill.index.update"),
+    ("cli", "vqdistill.cli.commands"),
     ("cli", "vqdistill.index.gc"),
     ("cli", "vqdistill.index.join"),
     ("cli", "vqdistill.index.update"),
