@@ -30,7 +30,8 @@ from vqdistill.bench.caps import Cap
 from vqdistill.bench.pages import evict
 from vqdistill.index.opening import open_index
 from vqdistill.index.reader import IndexReader
-from vqdistill.types import Metric, unit_rows
+from vqdistill.kernels.units import unit_rows
+from vqdistill.types import Metric
 
 F32 = npt.NDArray[np.float32]
 RESULTS = Path(__file__).parent / "results" / "capped.json"

@@ -28,7 +28,8 @@ from measuring import circumstances
 import vqdistill
 from vqdistill._native import RowReader
 from vqdistill.bench.pages import PAGE, resident_pages
-from vqdistill.types import Metric, as_f32_rows, unit_rows
+from vqdistill.kernels.units import unit_rows
+from vqdistill.types import Metric, as_f32_rows
 
 RESULTS = Path(__file__).parent / "results" / "cold_disk.json"
 WAYS = {"io_uring": "uring", "sequential pread": "pread", "pread pool": "pread", "automatic": "auto"}

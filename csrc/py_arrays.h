@@ -213,5 +213,6 @@ void bind_kernels(py::module_& module);
 void bind_parts(py::module_& module);
 void bind_pool(py::module_& module);
 void bind_rows(py::module_& module);
+void bind_values(py::module_& module);
 
 }  // namespace vqdistill

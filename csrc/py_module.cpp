@@ -34,4 +34,5 @@ PYBIND11_MODULE(_native, module) {
     bind_parts(module);
     bind_pool(module);
     bind_rows(module);
+    bind_values(module);
 }

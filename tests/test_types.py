@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vqdistill.errors import InvalidInput
-from vqdistill.types import WORK, Hits, Metric, RangeHits, as_f32_rows, require_finite, unit_rows
+from vqdistill.kernels.units import unit_rows
+from vqdistill.types import WORK, Hits, Metric, RangeHits, as_f32_rows, require_finite
 
 ROWS = np.arange(12, dtype=np.float32).reshape(3, 4)
 

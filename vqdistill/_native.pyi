@@ -188,6 +188,22 @@ def dense_scores(
     A row takes 4 d bytes (f32), 2 d (f16, bf16) or 4 + d (i8: one float32 scale, then d int8).
     """
 
+def unit_rows(rows: _F32) -> tuple[_F32, int]:
+    """Scale rows (b, d) to unit norm, as `vqdistill.kernels.units.unit_rows` has it.
+
+    Returns
+    -------
+    them, and the first one whose norm is 0 or not finite, -1 if there is none; what follows it is not written
+    """
+
+def take_integers(numbers: _I64, rows: _I64, low: int = ..., high: int = ...) -> tuple[_I64, bool]:
+    """Take numbers (n,) at rows (b,), and -1 at rows that are negative.
+
+    Returns
+    -------
+    them, (b,) int64, and whether no number taken is -1, below `low` or above `high`
+    """
+
 def candidate_count(k: int, refine: int, n: int) -> int:
     """Return how many candidates a search for k results has in an index of n rows; refine = 0: codes only."""
 

@@ -137,7 +137,7 @@ def as_f32_rows(x: Any, name: str, dim: int | None = None, *, finite: bool = Tru
     x : (b, d) array-like of any real dtype (NumPy array, torch tensor on the CPU, nested list), or (d,) for one row
     name : what messages call it
     dim : wanted d, if known
-    finite : False leaves NaN and infinity to `unit_rows`, which refuses them as well
+    finite : False leaves NaN and infinity to `kernels.units.unit_rows`, which refuses them as well
 
     Raises
     ------
@@ -179,25 +179,6 @@ def require_finite(rows: F32Rows, name: str, start: int = 0) -> None:
         raise InvalidInput(
             f"{name} row {start + int(bad[0])} holds NaN or infinity ({bad.size} such rows in this block)"
         )
-
-
-def unit_rows(rows: F32Rows, name: str, start: int = 0) -> F32Rows:
-    """Scale each row to unit Euclidean norm.
-
-    Raises
-    ------
-    InvalidInput
-        If a row is zero; the message names its number, counted from `start`.
-    """
-    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-    if not np.isfinite(norms).all():
-        require_finite(rows, name, start)
-    if not norms.all():
-        zero = int(np.flatnonzero(norms == 0)[0])
-        raise InvalidInput(f"{name} row {start + zero} is a zero vector, which has no direction under metric cosine")
-    out = np.empty(rows.shape, np.float32)
-    np.divide(rows, norms[:, None], out=out, casting="same_kind")
-    return out
 
 
 def _shape_of(x: Any) -> str:

@@ -38,10 +38,11 @@ from vqdistill.index.spec import DENSE, IDS, Layout
 from vqdistill.index.verify import verify
 from vqdistill.index.writer import IndexWriter
 from vqdistill.kernels import unpack_codes
+from vqdistill.kernels.units import unit_rows
 from vqdistill.model.adapter import QueryAdapter
 from vqdistill.model.learned import LearnQueries
 from vqdistill.model.space import sphering
-from vqdistill.types import Codes, unit_rows
+from vqdistill.types import Codes
 
 CODES = [
     ("ip", False, "f32"),

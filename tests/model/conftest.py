@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from vqdistill.types import F32Rows, unit_rows
+from vqdistill.kernels.units import unit_rows
+from vqdistill.types import F32Rows
 
 SAMPLE = Path(__file__).parent.parent.parent / "data" / "debian-sample.h5"
 

@@ -319,12 +319,7 @@ class IndexReader:
         """
         if not checked:
             self._require_positions(positions, -1)
-        rows = self._integers("rows", positions)
-        if rows.size and not (rows.min() >= -1 and rows.max() < self.manifest.next_row):
-            raise CorruptIndex(
-                f"{self._segment('rows').file}: rows must be in [0, {self.manifest.next_row}), got others"
-            )
-        return rows
+        return self._integers("rows", positions, self.manifest.next_row)
 
     def dense_rows(self, positions: npt.NDArray[np.int64]) -> F32Rows:
         """Read dense rows.
@@ -434,9 +429,9 @@ class IndexReader:
             span = f"{positions.min()}..{positions.max()}"
             raise InvalidInput(f"positions must be in [{low}, {self.manifest.n}), got {span}")
 
-    def _integers(self, kind: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _integers(self, kind: str, positions: npt.NDArray[np.int64], below: int | None = None) -> npt.NDArray[np.int64]:
         self._require_open()
-        flat = by_set(self.sets, positions.reshape(-1), lambda rows, local: rows.integers(kind, local))
+        flat = by_set(self.sets, positions.reshape(-1), lambda rows, local: rows.integers(kind, local, below))
         return flat.reshape(positions.shape)
 
 

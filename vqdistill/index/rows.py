@@ -16,6 +16,7 @@ from vqdistill.errors import CorruptIndex
 from vqdistill.index.checks import check_not_missing
 from vqdistill.index.files import map_segment, read_bytes, read_rows
 from vqdistill.index.spec import PAGE, RowSet, Segment
+from vqdistill.kernels import take_integers
 
 I64 = npt.NDArray[np.int64]
 
@@ -70,25 +71,26 @@ class OpenRows:
         """Read the bytes of rows (b,), in any order, as (b, row_bytes) uint8."""
         return read_rows(self.fds[kind], rows, self.segment(kind).row_bytes, PAGE, self.path(kind))
 
-    def integers(self, kind: str, rows: I64) -> I64:
-        """Read an integer of each row; -1 for rows that are negative.
+    def integers(self, kind: str, rows: I64, below: int | None = None) -> I64:
+        """Read an integer of each row (b,); -1 for rows that are negative.
 
         Raises
         ------
         CorruptIndex
-            If one that is read is -1.
+            If one that is read is -1, or is not in [0, below).
         """
         numbers = self.mapped(kind)
-        found = rows >= 0
-        whole = found.all()
-        wanted = rows if whole else rows[found]
-        read = self.read(kind, wanted).view("<i8")[:, 0].reshape(wanted.shape) if numbers is None else numbers[wanted]
-        check_not_missing(read, self.segment(kind))
-        if whole:
-            return read
-        out = np.full(rows.shape, -1, dtype=np.int64)
-        out[found] = read
-        return out
+        if numbers is None:
+            found = rows >= 0
+            numbers = self.read(kind, rows[found]).view("<i8")[:, 0]
+            rows = np.where(found, np.cumsum(found) - 1, -1)
+        limits = {} if below is None else {"low": 0, "high": below - 1}
+        taken, good = take_integers(numbers, rows, **limits)
+        if not good:
+            segment = self.segment(kind)
+            check_not_missing(taken[rows >= 0], segment)
+            raise CorruptIndex(f"{segment.file}: {kind} must be in [0, {below}), got others")
+        return taken
 
     def mapped(self, kind: str) -> I64 | None:
         """Map a segment of integers, whose pages stay the page cache's; None if there is no room to map it."""

@@ -71,10 +71,10 @@ class SpreadRows(OpenRows):
         """As `OpenRows`."""
         return self._gather(rows, lambda part, local: part.read(kind, local))
 
-    def integers(self, kind: str, rows: I64) -> I64:
+    def integers(self, kind: str, rows: I64, below: int | None = None) -> I64:
         """As `OpenRows`."""
         out, found = np.full(rows.shape, -1, np.int64), rows >= 0
-        out[found] = self._gather(rows[found], lambda part, local: part.integers(kind, local))
+        out[found] = self._gather(rows[found], lambda part, local: part.integers(kind, local, below))
         return out
 
     def texts(self, rows: I64) -> Iterator[bytes]:

@@ -17,7 +17,8 @@ from vqdistill.index.allow import Allow, prepare_allow
 from vqdistill.index.certificate import Certificate
 from vqdistill.index.manifest import Manifest
 from vqdistill.index.reader import IndexReader
-from vqdistill.types import F32Rows, Hits, Metric, as_f32_rows, unit_rows
+from vqdistill.kernels.units import unit_rows
+from vqdistill.types import F32Rows, Hits, Metric, as_f32_rows
 
 
 class Options:

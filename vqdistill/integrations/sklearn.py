@@ -15,9 +15,10 @@ from vqdistill.errors import InvalidInput
 from vqdistill.integrations.exact import I64, nearest, within
 from vqdistill.integrations.missing import missing
 from vqdistill.integrations.options import FEWEST
+from vqdistill.kernels.units import unit_rows
 from vqdistill.searcher import Searcher
 from vqdistill.searcher import open as open_searcher
-from vqdistill.types import F64, F32Rows, unit_rows
+from vqdistill.types import F64, F32Rows
 
 try:
     from scipy.sparse import csr_matrix

@@ -22,8 +22,9 @@ from vqdistill.integrations.locks import Busy, exclusive
 from vqdistill.integrations.options import FEWEST, StoreOptions, options_of_index
 from vqdistill.integrations.upkeep import compile_rows, remove_index, take_waiting
 from vqdistill.integrations.view import Choice, Exact, Indexed, Match, View
+from vqdistill.kernels.units import unit_rows
 from vqdistill.searcher import open as open_searcher
-from vqdistill.types import F32Rows, Metric, as_f32_rows, unit_rows
+from vqdistill.types import F32Rows, Metric, as_f32_rows
 
 DOCUMENTS = "documents.sqlite3"
 _LOCK = "lock"

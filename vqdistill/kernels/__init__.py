@@ -12,6 +12,7 @@ from vqdistill._native import (
     merge_candidates,
     pack_codes,
     scan_order,
+    take_integers,
     unpack_codes,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "merge_candidates",
     "pack_codes",
     "scan_order",
+    "take_integers",
     "unpack_codes",
 ]
