@@ -28,8 +28,8 @@ REFINES, NPROBES = (100, 150, 200), (0.125, 0.25, 0.375)
 """Fixed numbers of rows read, with all lists visited; and shares of the lists visited, with VERIFIED rows read."""
 VERIFIED, MOST = 200, 400
 """Rows read while probing is judged, and at most while reading is."""
-CONFIDENCES = tuple(np.round(1 - np.geomspace(0.1, 0.001, 25), 5))
-COVERAGES = tuple(np.round(1 - np.geomspace(0.1, 0.005, 25), 5))
+CONFIDENCES = tuple(np.round(1 - np.geomspace(0.1, 0.001, 97), 6))
+COVERAGES = tuple(np.round(1 - np.geomspace(0.1, 0.005, 97), 6))
 WANTED = {"rows read": 0.30, "vectors scanned": 0.25}
 
 

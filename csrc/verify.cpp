@@ -34,11 +34,9 @@ private:
 
 const NormalTail kTail;
 
-double sum_of_scores(Span<Scored> rows) {
-    double sum = 0.0;
-    for (const Scored& row : rows) sum += row.score;
-    return sum;
-}
+// Rows that the rule's error weighs as much as, beside those read. With 20 queries of pypi200k read 24 to 33 % fewer of
+// 100 to 200 rows than all, and 17 to 28 % if every query has the rule's error; 5 to 50 differ little.
+constexpr double kPriorRows = 20.0;
 
 void keep_best(Span<Scored> rows, std::size_t k, std::vector<float>& heap) {
     for (const Scored& row : rows) {
@@ -66,7 +64,7 @@ void Verifier::begin(Span<Job> jobs, bool in_order) {
     if (open_.size() < jobs.size) open_.resize(jobs.size);
     for (std::size_t i = 0; i < jobs.size; ++i) {
         open_[i].job = i;
-        open_[i].error_sum = 0.0;
+        open_[i].error_sum = open_[i].error_squares = 0.0;
         open_[i].best.clear();
         if (in_order) std::sort(jobs[i].candidates.begin(), jobs[i].candidates.end(), better);
         jobs[i].read = 0;
@@ -89,7 +87,7 @@ void Verifier::plan_round(std::size_t k, const StopRule& rule, Span<Job> jobs, s
         const std::size_t left = job.candidates.size - job.read;
         const std::size_t wanted = rule.misses > 0.0f ? std::max(kChunk, job.read == 0 ? k : 0) : left;
         const Span<Scored> rows{job.candidates.data + job.read, std::min(left, wanted)};
-        open_[i].error_sum -= sum_of_scores(rows);
+        if (rule.misses > 0.0f) open_[i].keep_codes(rows);
         tasks_.push_back({job.query, rows, {}});
     }
 }
@@ -104,7 +102,11 @@ std::size_t Verifier::end_round(std::size_t k, const StopRule& rule, Span<Job> j
         job.read += rows.size;
         add_counts(tasks_[i].counts, *job.stats);
         if (job.read == job.candidates.size) continue;
-        progress.error_sum += sum_of_scores(rows);
+        for (std::size_t row = 0; row < rows.size; ++row) {
+            const double error = static_cast<double>(rows[row].score) - progress.codes[row];
+            progress.error_sum += error;
+            progress.error_squares += error * error;
+        }
         keep_best(rows, k, progress.best);
         if (settled(progress, job, k, rule)) continue;
         std::swap(open_[still_open++], progress);
@@ -115,8 +117,12 @@ std::size_t Verifier::end_round(std::size_t k, const StopRule& rule, Span<Job> j
 // Whether the candidates that are not read are expected to hold too few results to go on.
 bool Verifier::settled(const Progress& progress, const Job& job, std::size_t k, const StopRule& rule) const {
     if (progress.best.size() < k) return false;
-    const float mean_error = static_cast<float>(progress.error_sum / static_cast<double>(job.read));
-    const float needed = progress.best.front() - mean_error, scale = 1.0f / rule.error;
+    const auto read = static_cast<double>(job.read);
+    const double mean = progress.error_sum / read, prior = rule.error;
+    const double squares = std::max(0.0, progress.error_squares - read * mean * mean);
+    const double variance = (squares + kPriorRows * prior * prior) / (read + kPriorRows);
+    const float needed = progress.best.front() - static_cast<float>(mean);
+    const auto scale = static_cast<float>(1.0 / std::sqrt(variance));
     float expected = 0.0f;
     for (std::size_t i = job.read; i < job.candidates.size && expected <= rule.misses; ++i)
         expected += kTail((needed - job.candidates[i].score) * scale);

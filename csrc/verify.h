@@ -12,10 +12,10 @@ namespace vqdistill {
 
 // When to stop reading: as soon as the rows that are not read are expected to hold no more than `misses` of the k
 // results. A row's exact score is taken to be normal around its code score plus the mean error of the query's rows read
-// so far, with the standard deviation `error`, which is measured on held-out queries.
+// so far, with a variance between theirs and that of held-out queries.
 struct StopRule {
     float misses;  // 0 or less = read every candidate
-    float error;
+    float error;   // standard deviation on held-out queries
 };
 
 struct QueryStats {
@@ -44,8 +44,6 @@ public:
             for (std::size_t i = 0; i < tasks.size; ++i) {
                 const Span<Scored> rows = tasks[i].candidates;
                 for (Scored& row : rows) row.score = exact(open[i].job, row.tag);
-                // As the disk tier leaves them, so that sums are the same.
-                std::sort(rows.begin(), rows.end(), [](const Scored& a, const Scored& b) { return a.id < b.id; });
             }
         });
     }
@@ -53,11 +51,19 @@ public:
 private:
     struct Progress {
         std::size_t job = 0;
-        double error_sum = 0.0;    // exact - code score of the rows read
+        std::vector<float> codes;  // code scores of the rows of the round, in the order in which they are read
+        double error_sum = 0.0, error_squares = 0.0;  // of exact - code score, over the rows read
         std::vector<float> best;   // min-heap of the k best exact scores
+
+        void keep_codes(Span<Scored> rows) {
+            std::sort(rows.begin(), rows.end(), [](const Scored& a, const Scored& b) { return a.id < b.id; });
+            codes.clear();
+            for (const Scored& row : rows) codes.push_back(row.score);
+        }
     };
 
-    // read(tasks, open) replaces the scores of all candidates of the tasks, task i being of job open[i].job.
+    // read(tasks, open) replaces the scores of all candidates of the tasks, task i being of job open[i].job, and leaves
+    // these sorted by id, as they are.
     template <class Read>
     void run_rounds(std::size_t k, const StopRule& rule, Span<Job> jobs, Read read) {
         begin(jobs, rule.misses > 0.0f);

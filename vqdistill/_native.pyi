@@ -340,8 +340,9 @@ class Engine:
             exactly.
         misses : 0 = read all candidates. More: read them by falling code score, max(16, k) and then 16 at a time, until
             those not read are expected to hold no more than `misses` of the k results. The exact score of a row is
-            taken to be normal around its code score + the mean error of the query's rows read so far.
-        error : standard deviation of that normal distribution, above 0 if misses is
+            taken to be normal around its code score + the mean error of the query's rows read so far, with a variance
+            between theirs and error^2, which counts as that of 20 rows.
+        error : standard deviation of the errors of other queries, above 0 if misses is
         deviations : inf = scan every code whole. Less: behind the first 49,152 rows of a query, blocks of codes of
             m >= 16 are dropped after a quarter and a half of the code if no row would reach the worst of the best so
             far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.

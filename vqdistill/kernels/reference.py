@@ -29,6 +29,8 @@ MAX_PAIR_SUM = 255
 """Bound of tables[2p].max() + tables[2p + 1].max(), which the scan adds in one byte."""
 _READ_CHUNK = 16
 """Rows read between two decisions to stop."""
+_PRIOR_ROWS = 20
+"""What the error of held-out queries counts as, beside the rows read."""
 _FLIPS = 4
 """Codes that a round of the search for additive codes changes."""
 
@@ -414,15 +416,17 @@ class ReferenceEngine:
     def _read_until_settled(self, query: F32, found: I64, by_code: F32, k: int, misses: float, error: float) -> int:
         """Return how many of the candidates are read before those left are expected to hold `misses` results or less.
 
-        The exact score of a row is normal, with the standard deviation `error`, around its code score + the mean of
-        exact - code score over the rows read so far.
+        The exact score of a row is normal around its code score + the mean of exact - code score over the rows read so
+        far, with their variance, `error`^2 counted as that of _PRIOR_ROWS further rows.
         """
         read, chunk = 0, max(k, _READ_CHUNK)
         while misses > 0 and read + chunk < len(found):
             read, chunk = read + chunk, _READ_CHUNK
             exact = self._dense_scores(query, found[:read])
             worst = np.sort(exact)[-k]
-            t = (worst - (exact - by_code[:read]).mean() - by_code[read:]) / error
+            errors = (exact - by_code[:read]).astype(np.float64)
+            variance = (read * errors.var() + _PRIOR_ROWS * error**2) / (read + _PRIOR_ROWS)
+            t = (worst - errors.mean() - by_code[read:]) / math.sqrt(variance)
             if sum(0.5 * math.erfc(x / math.sqrt(2)) for x in t.tolist()) <= misses:
                 return read
         return len(found)
