@@ -69,23 +69,13 @@ inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
     scan([&](const std::uint8_t* block, BlockSums* sums) { add_first_pairs<NQ, true>(block, m / 2, tables, sums); });
 }
 
-// Which rows have sums of at least `threshold`: lanes of all ones, even and odd rows.
-struct Passed {
-    Passed(const BlockSums& sums, int threshold) {
-        const __m256i below = _mm256_set1_epi16(static_cast<short>(threshold - 1));
-        even = _mm256_cmpgt_epi16(sums.even(), below);
-        odd = _mm256_cmpgt_epi16(sums.odd, below);
-    }
-    bool none() const {
-        const __m256i any = _mm256_or_si256(even, odd);
-        return _mm256_testz_si256(any, any);
-    }
-    std::uint32_t rows() const {
-        const __m256i by_row = _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_slli_epi16(odd, 8));
-        return static_cast<std::uint32_t>(_mm256_movemask_epi8(by_row));
-    }
-    __m256i even, odd;
-};
+// Which rows have sums of at least `threshold`, one bit each.
+inline std::uint32_t rows_reaching(const BlockSums& sums, int threshold) {
+    const __m256i below = _mm256_set1_epi16(static_cast<short>(threshold - 1));
+    const __m256i even = _mm256_cmpgt_epi16(sums.even(), below), odd = _mm256_cmpgt_epi16(sums.odd, below);
+    const __m256i by_row = _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_slli_epi16(odd, 8));
+    return static_cast<std::uint32_t>(_mm256_movemask_epi8(by_row));
+}
 
 // Whether the sum of some row is at least `threshold`.
 inline bool reaches(const BlockSums& sums, int threshold) {

@@ -126,17 +126,12 @@ inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
     scan([&](const std::uint8_t* block, BlockSums* sums) { add_first_pairs<NQ, true>(block, m / 2, tables, sums); });
 }
 
-// Which rows have sums of at least `threshold`: one bit each, of even and of odd rows.
-struct Passed {
-    Passed(const BlockSums& sums, int threshold) {
-        const __m256i least = _mm256_set1_epi16(static_cast<short>(threshold));
-        even = _mm256_cmpge_epi16_mask(sums.even(), least);
-        odd = _mm256_cmpge_epi16_mask(sums.odd, least);
-    }
-    bool none() const { return (even | odd) == 0; }
-    std::uint32_t rows() const { return _pdep_u32(even, 0x55555555u) | _pdep_u32(odd, 0xAAAAAAAAu); }
-    __mmask16 even, odd;
-};
+// Which rows have sums of at least `threshold`, one bit each.
+inline std::uint32_t rows_reaching(const BlockSums& sums, int threshold) {
+    const __m256i least = _mm256_set1_epi16(static_cast<short>(threshold));
+    const __mmask16 even = _mm256_cmpge_epi16_mask(sums.even(), least), odd = _mm256_cmpge_epi16_mask(sums.odd, least);
+    return _pdep_u32(even, 0x55555555u) | _pdep_u32(odd, 0xAAAAAAAAu);
+}
 
 // Whether the sum of some row is at least `threshold`.
 inline bool reaches(const BlockSums& sums, int threshold) {

@@ -136,15 +136,14 @@ inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
 }
 
 // Which rows have sums of at least `threshold`, one bit each.
-struct Passed {
-    Passed(const BlockSums& sums, int threshold) {
-        const __m512i least = _mm512_set1_epi32(threshold);
-        first = _mm512_cmpge_epi32_mask(sums.first, least);
-        second = _mm512_cmpge_epi32_mask(sums.second, least);
-    }
-    bool none() const { return _kortestz_mask16_u8(first, second) != 0; }
-    std::uint32_t rows() const { return first | static_cast<std::uint32_t>(second) << 16; }
-    __mmask16 first, second;
-};
+inline std::uint32_t rows_reaching(const BlockSums& sums, int threshold) {
+    const __m512i least = _mm512_set1_epi32(threshold);
+    const __mmask16 first = _mm512_cmpge_epi32_mask(sums.first, least);
+    return first | static_cast<std::uint32_t>(_mm512_cmpge_epi32_mask(sums.second, least)) << 16;
+}
 
-inline bool reaches(const BlockSums& sums, int threshold) { return !Passed(sums, threshold).none(); }
+inline bool reaches(const BlockSums& sums, int threshold) {
+    const __m512i least = _mm512_set1_epi32(threshold);
+    const __mmask16 first = _mm512_cmpge_epi32_mask(sums.first, least);
+    return _kortestz_mask16_u8(first, _mm512_cmpge_epi32_mask(sums.second, least)) == 0;
+}

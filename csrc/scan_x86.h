@@ -1,14 +1,14 @@
 // The scan of the x86 levels. A level includes it within its target region and anonymous namespace, once for each order
 // of codes that it scans, behind what differs:
-//   BlockSums  sums of a block, zeros at first: those of sums_x86.h, or others
-//   Tables     those of a query, in the form in which they are looked up
+//   BlockSums      sums of a block, zeros at first: those of sums_x86.h, or others
+//   Tables         those of a query, in the form in which they are looked up
 //   add_pairs<Ahead>            adds pairs first..last of a block to the sums of one query; fetches a line of codes ahead
 //                               for each that it reads, if Ahead
 //   add_first_pairs<NQ, Ahead>  adds pairs 0..last to the sums of NQ queries, which share the unpacking of the codes
 //   with_adder<NQ>              calls scan(add), where add(block, sums) adds all pairs to the sums of NQ queries
-//   write_hits adds the rows of a block whose bit is set to what a query found
-//   Passed     which rows of a block have sums of at least a threshold, with none() and rows()
-//   reaches    whether the sum of some row is at least a threshold
+//   write_hits     adds the rows of a block whose bit is set to what a query found
+//   rows_reaching  which rows of a block have sums of at least a threshold, one bit each
+//   reaches        whether one has
 // So it is compiled for each of them, under internal names; it includes nothing, so that nothing else is.
 
 // A block whose fate is open.
@@ -30,7 +30,8 @@ inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
 // Writes the hits of a block.
 inline void write_block(const ScanCodes& codes, const OpenBlock& block, ScanQuery& query) {
     const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
-    write_hits(Passed(block.sums, query.threshold).rows() & allowed, block.sums, block.number * kBlockRows, query);
+    const std::uint32_t passed = rows_reaching(block.sums, query.threshold) & allowed;
+    write_hits(passed, block.sums, block.number * kBlockRows, query);
 }
 
 // Takes a query through the rest of the blocks that passed its first cut.
@@ -118,13 +119,13 @@ inline std::size_t scan_whole(const ScanCodes& codes, const Tables* tables, Scan
 
 template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
-    std::size_t b = 0, last = blocks_with_places(queries, NQ);
-    if (last == 0) return 0;
     Tables tables[NQ];
     for (std::size_t i = 0; i < NQ; ++i) tables[i].set(queries[i].tables, codes.m);
     if (codes.ncuts == 0) return scan_whole<NQ>(codes, tables, queries);
-    for (; b < codes.nblocks && last > b; last = b + blocks_with_places(queries, NQ)) {
-        last = std::min(codes.nblocks, last);
+    std::size_t b = 0;
+    while (b < codes.nblocks) {
+        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
+        if (last == b) break;
         scan_with_cuts<NQ>(codes, b, last, tables, queries);
         b = last;
     }
