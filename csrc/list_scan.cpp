@@ -17,7 +17,7 @@ constexpr std::int64_t kEpochGrowth = 3;
 constexpr std::int64_t kCutAfter = 49152;
 // Hits of a query between two looks at its bar: few, so that the bar rises soon, but enough to keep the kernel in its
 // loop.
-constexpr std::size_t kHitPlaces = 512;
+constexpr std::size_t kHitPlaces = 256;
 // Codes of the next list that are fetched early.
 constexpr std::size_t kHeadBytes = 8192;
 // Lists for each visit up to which visits are counted by list rather than sorted.

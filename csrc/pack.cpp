@@ -48,7 +48,15 @@ void unpack_codes(const std::uint8_t* packed, bool quads, std::size_t n, std::si
 
 void copy_row(const std::uint8_t* packed, bool quads, std::size_t m, std::size_t row, std::uint8_t* out,
               std::size_t stride) noexcept {
-    for (std::size_t p = 0; p < m / 2; ++p) out[p * stride] = pair_at(packed, quads, m, row, p);
+    const std::uint8_t* pairs = packed + row / kBlockRows * (m / 2) * kBlockRows;
+    if (!quads) {
+        pairs += row % kBlockRows;
+        for (std::size_t p = 0; p < m / 2; ++p) out[p * stride] = pairs[p * kBlockRows];
+        return;
+    }
+    pairs += row % kBlockRows * kQuad;
+    for (; m > 0; m -= 2 * kQuad, pairs += kQuad * kBlockRows, out += kQuad * stride)
+        for (std::size_t p = 0; p < kQuad; ++p) out[p * stride] = pairs[p];
 }
 
 }  // namespace vqdistill

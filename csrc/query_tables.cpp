@@ -26,37 +26,42 @@ bool is_identity(const float* matrix, std::size_t rows, std::size_t d) {
     return true;
 }
 
-// Sums over the codewords of one subspace of a table of bytes.
+// What the entries of a table of bytes are like.
 struct TableMoments {
     explicit TableMoments(const std::uint8_t* table) {
         int sum = 0, squares = 0;
         for (std::size_t k = 0; k < kSub; ++k) {
             sum += table[k];
             squares += table[k] * table[k];
-            highest = std::max<int>(highest, table[k]);
         }
         mean = static_cast<float>(sum) / kSub;
         variance = static_cast<float>(squares) / kSub - mean * mean;
     }
     float mean, variance;
-    int highest = 0;
 };
 
+int highest_entry(const std::uint8_t* table) {
+    std::uint8_t highest = 0;
+    for (std::size_t k = 0; k < kSub; ++k) highest = std::max(highest, table[k]);
+    return highest;
+}
+
+// Bounds of whole sums and, for the cuts, of what is behind each.
 void bound_sums(std::size_t m, const Cuts& cuts, QueryTables& query) {
+    query.highest = 0;
+    for (std::size_t j = 0; j < m; ++j) query.highest += highest_entry(query.tables + j * kSub);
     float mean = 0.0f, variance = 0.0f;
     int highest = 0;
-    std::size_t cut = cuts.count;
-    for (std::size_t j = m; j-- > 0;) {
-        const TableMoments moments(query.tables + j * kSub);
+    for (std::size_t cut = cuts.count, j = m; cut > 0;) {
+        const std::uint8_t* const table = query.tables + --j * kSub;
+        const TableMoments moments(table);
         mean += moments.mean;
         variance += moments.variance;
-        highest += moments.highest;
-        if (cut > 0 && j == 2 * cuts.pairs[cut - 1]) {
-            const float likely = mean + cuts.deviations * std::sqrt(std::max(0.0f, variance));
-            query.rest[--cut] = static_cast<int>(std::clamp(std::ceil(likely), 0.0f, static_cast<float>(highest)));
-        }
+        highest += highest_entry(table);
+        if (j != 2 * cuts.pairs[cut - 1]) continue;
+        const float likely = mean + cuts.deviations * std::sqrt(std::max(0.0f, variance));
+        query.rest[--cut] = static_cast<int>(std::clamp(std::ceil(likely), 0.0f, static_cast<float>(highest)));
     }
-    query.highest = highest;
 }
 
 }  // namespace
