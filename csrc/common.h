@@ -19,6 +19,14 @@ constexpr int kMaxPairSum = 255;
 constexpr int kMaxSum = static_cast<int>(kMaxM / 2) * kMaxPairSum;
 static_assert(kMaxSum + 1 <= INT16_MAX, "a scan threshold must fit a signed 16-bit lane");
 
+// Bytes of a cache line.
+constexpr std::size_t kLine = 64;
+
+// Where the first line at or behind `bytes` begins.
+inline std::uint8_t* line_from(std::uint8_t* bytes) {
+    return bytes + (0 - reinterpret_cast<std::uintptr_t>(bytes)) % kLine;
+}
+
 // A view of memory that somebody else owns and keeps alive.
 template <class T>
 struct Span {

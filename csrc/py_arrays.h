@@ -113,12 +113,10 @@ py::array_t<T> empty(std::initializer_list<std::size_t> shape) {
 
 // Bytes that begin at a cache line: a scan reads whole ones.
 inline py::array_t<std::uint8_t> aligned_bytes(const std::vector<std::size_t>& shape) {
-    constexpr std::size_t kLine = 64;
     std::size_t size = 1;
     for (const std::size_t s : shape) size *= s;
     py::array_t<std::uint8_t> memory = empty<std::uint8_t>({size + kLine});
-    std::uint8_t* const begin = memory.mutable_data();
-    return py::array_t<std::uint8_t>(shape, begin + (0 - reinterpret_cast<std::uintptr_t>(begin)) % kLine, memory);
+    return py::array_t<std::uint8_t>(shape, line_from(memory.mutable_data()), memory);
 }
 
 inline std::size_t in_range(const char* name, py::ssize_t value, py::ssize_t low, py::ssize_t high) {

@@ -91,7 +91,8 @@ void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, 
                          Scratch& scratch) const {
     const std::size_t size = index_.m * kSub;
     scratch.lut.resize((keep_lut ? q : std::min(q, kProjected)) * size);
-    scratch.tables.resize(q * size);
+    scratch.tables.resize(q * size + kLine);
+    std::uint8_t* const all_tables = line_from(scratch.tables.data());
     scratch.queries.resize(q);
     for (std::size_t first = 0; first < q; first += kProjected) {
         const std::size_t count = std::min(kProjected, q - first);
@@ -103,7 +104,7 @@ void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, 
             product_luts(part, count, luts, scratch);
         for (std::size_t i = 0; i < count; ++i) {
             QueryTables& query = scratch.queries[first + i];
-            std::uint8_t* const tables = scratch.tables.data() + (first + i) * size;
+            std::uint8_t* const tables = all_tables + (first + i) * size;
             query.tables = tables;
             query.lut = keep_lut ? luts + i * size : nullptr;
             query.scale = kernels_.quantize_tables(luts + i * size, index_.m, tables);
