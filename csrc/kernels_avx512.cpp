@@ -5,7 +5,7 @@
 // from Ice Lake, the others from Zen 4.
 //   scan, M rows/s a query, 32-byte codes: 450 -> 630 for queries in batches, 345 -> 420 for one from L3. The look-ups of
 //     VBMI in 32-byte registers gained 5 % on Zen 4, but lose a quarter on Ice Lake, which does one where it does two pshufb.
-//   scan of quads, the same on Zen 4: 1470 -> 2090 for four queries, 1195 -> 1550 for one from L3, 930 -> 1150 from memory.
+//   scan of quads, the same on Zen 4: 1470 -> 2360 for four queries, 1180 -> 1680 for one from L3, 810 -> 1350 from memory.
 //   dense rows of 384 elements in L2, G elements/s: dot_i8 15.9 -> 17.7, l2_i8 12.2 -> 15.1, l2_bf16 15.1 -> 17.4;
 //     f32, f16 and dot_bf16 lose up to 7 %, as Zen 4 halves such registers and adding up 16 lanes takes longer.
 //   quantize_tables 4.5 -> 4.8 G entries/s; pq_tables the same.
