@@ -42,7 +42,7 @@ struct ScanCodes {
 
 // One of the queries of a scan, and what it finds.
 struct ScanQuery {
-    const std::uint8_t* tables;  // (m, 16); of a scan of quads (m/8, 2, 4, 16): the even subspaces of a quad, then the odd
+    const std::uint8_t* tables;  // (m, 16); for quads (m/8, 2, 4, 16): the even subspaces of each, then the odd ones
     int threshold;               // of the whole sum, in [0, kMaxSum + 1]
     int cuts[kMaxCuts];          // of partial sums, in [0, kMaxSum + 1]
     ScanHit* hits;
@@ -108,7 +108,7 @@ struct Kernels {
     // 128 pairs stay below 2^15. Integer: all levels agree bit for bit.
     std::size_t (*scan_pq4)(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept;
 
-    // The same on codes in quads, with tables in their order, m a multiple of 8; null at levels that gain nothing by this order.
+    // The same on codes in quads, with tables in their order, m a multiple of 8; null at levels that gain nothing by it.
     std::size_t (*scan_quads)(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noexcept;
 
     // Turns float tables lut (m, 16) of one query into bytes (m, 16), m even, <= kMaxM:

@@ -98,7 +98,7 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
         visits.clear();
         const std::int64_t rows_before = queries[0].rows;
         for (std::size_t i = 0; i < queries.size; ++i)
-            begin_epoch(queries[i], static_cast<std::uint32_t>(i), cuts.count > 0, flat, visits);
+            begin_epoch(queries[i], static_cast<std::uint32_t>(i), cuts, flat, visits);
         const auto paying = static_cast<std::size_t>((queries[0].rows - rows_before) / kThreadRows);
         if (queries.size == 1 && std::min(threads, paying) > 1) {
             share_epoch(queries[0], cuts, allow, flat, std::min(threads, paying), limits, scratch);
@@ -168,9 +168,10 @@ void ListScan::prefetch_head(std::size_t list, bool flat) const {
 }
 
 // Adds the visits of a query's next epoch, if it has lists left.
-void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool cuts, bool flat, std::vector<Visit>& visits) const {
+void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, const Cuts& cuts, bool flat,
+                           std::vector<Visit>& visits) const {
     if (query.next == query.lists.size) return;
-    const bool cuts_pay = cuts && query.rows >= kCutAfter;
+    const bool cuts_pay = cuts.count > 0 && query.rows >= kCutAfter;
     query.cut_score = cuts_pay ? query.found.settle().score : -std::numeric_limits<float>::infinity();
     const std::int64_t until = std::max(kFirstEpoch, kEpochGrowth * query.rows);
     for (; query.next < query.lists.size && query.rows < until; ++query.next) {

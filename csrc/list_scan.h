@@ -87,7 +87,8 @@ private:
     void for_pieces(std::size_t list, bool flat, Call call) const;
     void order_by_list(std::size_t lists, Scratch& scratch) const;
     void prefetch_head(std::size_t list, bool flat) const;
-    void begin_epoch(QueryScan& query, std::uint32_t number, bool cuts, bool flat, std::vector<Visit>& visits) const;
+    void begin_epoch(QueryScan& query, std::uint32_t number, const Cuts& cuts, bool flat,
+                     std::vector<Visit>& visits) const;
     void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
                      CallLimits& limits, Scratch& scratch) const;
     void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,

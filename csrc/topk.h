@@ -75,7 +75,8 @@ private:
 };
 
 // Collects up to 2r items, then drops those that cannot be among the best r, which raises the bar for the next ones:
-// few pass it, and a push costs O(1) amortized, against O(log r) of a heap. No allocation once it has been as large.
+// few pass it, and a push costs O(1) amortized, against O(log r) of a heap. In between, bins raise it for what is pushed
+// together. No allocation once it has been as large.
 class TopR {
 public:
     // Empties it; r >= 1.

@@ -31,6 +31,7 @@ struct Arrays {
     std::vector<std::int64_t> list_offsets;
     std::vector<float> router, coarse, mean, rotation, codewords, queries, dense;
     std::vector<std::uint8_t> packed;
+    bool quads = false;
     std::vector<std::uint32_t> allowed_rows;
     std::vector<std::int64_t> allowed_per_list = std::vector<std::int64_t>(kLists);
 
@@ -59,6 +60,8 @@ Arrays random_arrays(std::size_t rows) {
     for (std::uint8_t& code : codes) code = random() % kSub;
     arrays.packed.resize(block_count(rows) * kM / 2 * kBlockRows);
     CHECK(pack_codes(codes.data(), rows, kM, arrays.packed.data()));
+    arrays.quads = kM % (2 * kQuad) == 0 && active_kernels().scan_quads != nullptr;
+    if (arrays.quads) to_quads(arrays.packed.data(), block_count(rows), kM);
     arrays.allowed_rows.resize(block_count(rows));
     for (std::uint32_t& bits : arrays.allowed_rows) bits = static_cast<std::uint32_t>(random());
     for (std::size_t l = 0; l < kLists; ++l)
@@ -74,6 +77,7 @@ IndexView view_of(const Arrays& arrays, Metric metric, bool residual) {
             kD,
             kM,
             kDsub,
+            arrays.quads,
             {{arrays.list_offsets.data(), arrays.packed.data()}},
             {},
             nullptr,
