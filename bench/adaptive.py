@@ -3,7 +3,9 @@
     python bench/adaptive.py pypi24.vqd ../shared/data/pypi200k-int8.h5
 
 Fixed settings come first; the adaptive one that is as good is chosen on learn queries that the index has never seen,
-and both are then measured on the test queries. Prints one line for each fixed setting; raw figures go to a JSON file.
+and both are then measured on the test queries, where their recall may differ a little. So a second figure compares the
+fixed setting with the curve of adaptive ones at its very recall on the test queries. Prints one line for each fixed
+setting; raw figures go to a JSON file.
 """
 
 from __future__ import annotations
@@ -62,6 +64,15 @@ def first_as_good(
     return ladder[low]
 
 
+def work_at(
+    measure: Callable[[dict[str, Any]], dict[str, float]], recall: float, ladder: list[dict[str, Any]], column: str
+) -> float:
+    """Return the work at a recall, between the first settings of a ladder that reach it and the ones before."""
+    first = ladder.index(first_as_good(measure, recall, ladder))
+    ends = [measure(options) for options in ladder[max(0, first - 1) : first + 1]]
+    return float(np.interp(recall, [end["recall"] for end in ends], [end[column] for end in ends]))
+
+
 def compare(
     index: vqdistill.Searcher,
     learn: Questions,
@@ -75,10 +86,14 @@ def compare(
     adaptive = first_as_good(lambda options: learn.measure(index, options), wanted, ladder)
     results = [test.measure(index, options) for options in (fixed, adaptive)]
     saved = 1 - results[1][column] / results[0][column]
+    work = work_at(lambda options: test.measure(index, options), results[0]["recall"], ladder, column)
+    at_equal = 1 - work / results[0][column]
     ends = [f"{result['recall']:.4f} with {result[column]:,.1f}" for result in results]
     print(f"{column}: fixed {fixed} {ends[0]}; adaptive {adaptive} {ends[1]}; saved {saved:.0%}", end="")
-    print(f" (wanted {WANTED[column]:.0%}), recall {results[1]['recall'] - results[0]['recall']:+.4f}", flush=True)
-    return {"fixed": fixed, "adaptive": adaptive, "test": results, "column": column, "saved": saved}
+    print(f" (wanted {WANTED[column]:.0%}), recall {results[1]['recall'] - results[0]['recall']:+.4f}", end="")
+    print(f"; at equal recall on the curve {at_equal:.0%}", flush=True)
+    saving = {"saved": saved, "saved_at_equal_recall": at_equal}
+    return {"fixed": fixed, "adaptive": adaptive, "test": results, "column": column} | saving
 
 
 def main() -> None:
