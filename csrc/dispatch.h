@@ -23,28 +23,22 @@ struct ScanHit {
     std::uint32_t sum;
 };
 
-// Looks at a partial sum that a scan may take on the way.
-constexpr std::size_t kMaxCuts = 2;
 // Queries that share one pass over the codes: their sums fill the registers of AVX2.
 constexpr std::size_t kScanQueries = 4;
 
-// What a scan reads. Blocks are dropped early where the first codes of no row promise enough: after `pairs[s]` pairs of
-// subspaces, a block goes on for a query only if the sum of some row has reached the query's `cuts[s]`.
+// What a scan reads.
 struct ScanCodes {
     // (nblocks, m/2, 32): [b][p][r] = codes of row r for subspaces 2p (low 4 bits) and 2p+1, a pair;
     // or in quads (nblocks, m/8, 32, 4): [b][g][r][i] = the same for pair p = 4g + i.
     const std::uint8_t* packed;
     std::size_t nblocks, m;
-    std::size_t ncuts;            // <= kMaxCuts
-    std::size_t pairs[kMaxCuts];  // rising, 1 .. m/2 - 1
-    const std::uint32_t* allow;   // (nblocks): bit r = row r may be a hit; null = all rows may
+    const std::uint32_t* allow;  // (nblocks): bit r = row r may be a hit; null = all rows may
 };
 
 // One of the queries of a scan, and what it finds.
 struct ScanQuery {
     const std::uint8_t* tables;  // (m, 16); for quads (m/8, 2, 4, 16): the even subspaces of each, then the odd ones
-    int threshold;               // of the whole sum, in [0, kMaxSum + 1]
-    int cuts[kMaxCuts];          // of partial sums, in [0, kMaxSum + 1]
+    int threshold;               // of a row's sum, in [0, kMaxSum + 1]
     ScanHit* hits;
     std::size_t places;  // of hits; at least 32
     std::size_t found;   // hits written so far; the scan adds behind them

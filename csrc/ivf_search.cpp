@@ -97,15 +97,13 @@ void IvfSearch::run_blocks(std::size_t q, std::size_t query_bytes, std::size_t t
 void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions& options, CallLimits& limits,
                        float* scores, std::int64_t* positions, QueryStats* stats) const {
     const std::size_t candidates = candidate_count(options.k, options.refine, index_.n()), k = options.k;
-    const Cuts cuts = Cuts::of(index_.m, options.deviations);
     const std::size_t bytes =
         index_.m * kSub * (options.refine > 0 ? 1 : 5) + 2 * candidates * sizeof(Scored) + 4 * index_.d;
     run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
         const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(candidates);
-        find_candidates(block, count, options.probe, cuts, options.allow, options.refine == 0, limits, stats + first,
-                        work);
+        find_candidates(block, count, options.probe, options.allow, options.refine == 0, limits, stats + first, work);
         if (options.refine > 0) verify(block, count, k, options.stop, limits, stats + first, work);
         for (std::size_t i = 0; i < count; ++i) {
             Span<Scored> found = work.queries[i].found.best();
@@ -124,7 +122,6 @@ void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions&
 
 void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateOptions& options, CallLimits& limits,
                            const CandidatesOut& out, QueryStats* stats) const {
-    const Cuts cuts = Cuts::of(index_.m, options.deviations);
     const bool flat = scans_everything(options.probe, options.allow), rescored = out.rescored != nullptr;
     const std::size_t bytes =
         index_.m * kSub * (rescored ? 5 : 1) + 2 * options.count * sizeof(Scored) + 4 * index_.d;
@@ -132,7 +129,7 @@ void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateO
         const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(options.count);
-        find_candidates(block, count, options.probe, cuts, options.allow, rescored, limits, stats + first, work);
+        find_candidates(block, count, options.probe, options.allow, rescored, limits, stats + first, work);
         for (std::size_t i = 0; i < count; ++i) {
             const QueryScan& query = work.queries[i];
             const Span<Scored> found = work.queries[i].found.best();
@@ -187,7 +184,7 @@ RangeHits IvfSearch::range_search(const float* queries, std::size_t q, const Ran
         const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset_above(options.threshold - options.margin);
-        find_candidates(block, count, options.probe, {}, options.allow, !options.verify, limits, stats + first, work);
+        find_candidates(block, count, options.probe, options.allow, !options.verify, limits, stats + first, work);
         if (options.verify) verify(block, count, 1, {0.0f, 1.0f}, limits, stats + first, work);
         for (std::size_t i = 0; i < count; ++i) {
             const Span<Scored> found = work.queries[i].found.best();
@@ -209,14 +206,13 @@ RangeHits IvfSearch::range_search(const float* queries, std::size_t q, const Ran
 }
 
 // Routes and scans a block of queries, whose `found` are reset.
-void IvfSearch::find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const Cuts& cuts,
-                                const AllowView& allow, bool keep_lut, CallLimits& limits, QueryStats* stats,
-                                Workspace& work) const {
+void IvfSearch::find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const AllowView& allow,
+                                bool keep_lut, CallLimits& limits, QueryStats* stats, Workspace& work) const {
     const bool flat = scans_everything(probe, allow);
     if (!flat) router_.route(queries, q, probe, allow, limits, work.routes);
-    tables_.build(queries, q, cuts, keep_lut, work.tables);
+    tables_.build(queries, q, keep_lut, work.tables);
     prepare(q, flat, work);
-    scan_.run({work.queries.data(), q}, cuts, allow, flat, work.threads, limits, work.scan);
+    scan_.run({work.queries.data(), q}, allow, flat, work.threads, limits, work.scan);
     for (std::size_t i = 0; i < q; ++i) {
         stats[i].lists = static_cast<std::int64_t>(flat ? index_.nlist : work.queries[i].lists.size);
         stats[i].codes = work.queries[i].rows;

@@ -25,7 +25,6 @@ struct SearchOptions {
     ProbeRule probe;      // lists a query
     std::size_t refine;   // most candidates whose dense rows are scored; 0 = codes only
     StopRule stop;        // when fewer are enough
-    float deviations;     // see Cuts; infinity = scan every code whole
     AllowView allow;      // rows that may be found
     std::size_t threads;  // >= 1
 };
@@ -33,7 +32,7 @@ struct SearchOptions {
 inline bool operator==(const SearchOptions& a, const SearchOptions& b) {
     const auto all = [](const SearchOptions& of) {
         return std::tie(of.k, of.probe.most, of.probe.lift, of.probe.temperature, of.refine, of.stop.misses,
-                        of.stop.error, of.deviations, of.allow.blocks, of.allow.per_list, of.threads);
+                        of.stop.error, of.allow.blocks, of.allow.per_list, of.threads);
     };
     return all(a) == all(b);
 }
@@ -41,7 +40,6 @@ inline bool operator==(const SearchOptions& a, const SearchOptions& b) {
 struct CandidateOptions {
     std::size_t count;  // candidates a query, >= 1
     ProbeRule probe;
-    float deviations;
     AllowView allow;
     std::size_t threads;
 };
@@ -109,9 +107,8 @@ private:
 
     template <class Search>
     void run_blocks(std::size_t q, std::size_t query_bytes, std::size_t threads, Search search) const;
-    void find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const Cuts& cuts,
-                         const AllowView& allow, bool keep_lut, CallLimits& limits, QueryStats* stats,
-                         Workspace& work) const;
+    void find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const AllowView& allow,
+                         bool keep_lut, CallLimits& limits, QueryStats* stats, Workspace& work) const;
     void prepare(std::size_t q, bool flat, Workspace& work) const;
     void verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
                 QueryStats* stats, Workspace& work) const;

@@ -40,25 +40,23 @@ struct Tables {
     const std::uint8_t* bytes;
 };
 
-template <bool Ahead>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
-                      BlockSums& sums) {
-    std::size_t p = first;
-    for (; p + 2 <= last; p += 2) {
-        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
+inline void add_pairs(const std::uint8_t* block, std::size_t pairs, const Tables& tables, BlockSums& sums) {
+    std::size_t p = 0;
+    for (; p + 2 <= pairs; p += 2) {
+        prefetch_ahead(block + p * kBlockRows);
         const __m256i a = PairCodes(block + p * kBlockRows).look_up(tables.bytes + 2 * p * kSub);
         const __m256i b = PairCodes(block + (p + 1) * kBlockRows).look_up(tables.bytes + 2 * (p + 1) * kSub);
         sums.both = _mm256_add_epi16(sums.both, _mm256_add_epi16(a, b));
         sums.odd = _mm256_add_epi16(sums.odd, _mm256_add_epi16(_mm256_srli_epi16(a, 8), _mm256_srli_epi16(b, 8)));
     }
-    if (p < last) sums.add(PairCodes(block + p * kBlockRows).look_up(tables.bytes + 2 * p * kSub));
+    if (p < pairs) sums.add(PairCodes(block + p * kBlockRows).look_up(tables.bytes + 2 * p * kSub));
 }
 
-template <std::size_t NQ, bool Ahead>
-inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
-    if constexpr (NQ == 1) return add_pairs<Ahead>(block, 0, last, tables[0], sums[0]);
-    for (std::size_t p = 0; p < last; ++p) {
-        if (Ahead && p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
+template <std::size_t NQ>
+inline void add_pairs(const std::uint8_t* block, std::size_t pairs, const Tables* tables, BlockSums* sums) {
+    if constexpr (NQ == 1) return add_pairs(block, pairs, tables[0], sums[0]);
+    for (std::size_t p = 0; p < pairs; ++p) {
+        if (p % 2 == 0) prefetch_ahead(block + p * kBlockRows);
         const PairCodes codes(block + p * kBlockRows);
         for (std::size_t i = 0; i < NQ; ++i) sums[i].add(codes.look_up(tables[i].bytes + 2 * p * kSub));
     }
@@ -66,7 +64,7 @@ inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const T
 
 template <std::size_t NQ, class Scan>
 inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
-    scan([&](const std::uint8_t* block, BlockSums* sums) { add_first_pairs<NQ, true>(block, m / 2, tables, sums); });
+    scan([&](const std::uint8_t* block, BlockSums* sums) { add_pairs<NQ>(block, m / 2, tables, sums); });
 }
 
 // Which rows have sums of at least `threshold`, one bit each.

@@ -93,37 +93,24 @@ inline __m256i look_up_pair(const std::uint8_t* block, std::size_t p, const Tabl
         _mm256_shuffle_epi8(load32(tables.second[p]), _mm256_and_si256(_mm256_srli_epi16(pair, 4), low4)));
 }
 
-template <bool Ahead>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
-                      BlockSums& sums) {
-    TwoSums two;
-    std::size_t p = first;
-    for (; p + 2 <= last; p += 2) {
-        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
-        two.add(TwoPairs(block + p * kBlockRows).look_up(tables, p));
-    }
-    two.add_to(sums);
-    if (p < last) sums.add(look_up_pair(block, p, tables));
-}
-
-template <std::size_t NQ, bool Ahead>
-inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
+template <std::size_t NQ>
+inline void add_pairs(const std::uint8_t* block, std::size_t pairs, const Tables* tables, BlockSums* sums) {
     TwoSums two[NQ];
     std::size_t p = 0;
-    for (; p + 2 <= last; p += 2) {
-        if constexpr (Ahead) prefetch_ahead(block + p * kBlockRows);
+    for (; p + 2 <= pairs; p += 2) {
+        prefetch_ahead(block + p * kBlockRows);
         const TwoPairs codes(block + p * kBlockRows);
         for (std::size_t i = 0; i < NQ; ++i) two[i].add(codes.look_up(tables[i], p));
     }
     for (std::size_t i = 0; i < NQ; ++i) {
         two[i].add_to(sums[i]);
-        if (p < last) sums[i].add(look_up_pair(block, p, tables[i]));
+        if (p < pairs) sums[i].add(look_up_pair(block, p, tables[i]));
     }
 }
 
 template <std::size_t NQ, class Scan>
 inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
-    scan([&](const std::uint8_t* block, BlockSums* sums) { add_first_pairs<NQ, true>(block, m / 2, tables, sums); });
+    scan([&](const std::uint8_t* block, BlockSums* sums) { add_pairs<NQ>(block, m / 2, tables, sums); });
 }
 
 // Which rows have sums of at least `threshold`, one bit each.

@@ -46,11 +46,10 @@ struct PairCodes {
     uint8x16_t first, second;
 };
 
-// Adds pairs first..last of a block to the sums of NQ queries, which share the unpacking of the codes.
+// Adds the entries of all pairs of a block to the sums of NQ queries, which share the unpacking of the codes.
 template <std::size_t NQ>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const ScanQuery* queries,
-                      BlockSums* sums) {
-    for (std::size_t p = first; p < last; ++p) {
+inline void add_pairs(const std::uint8_t* block, std::size_t pairs, const ScanQuery* queries, BlockSums* sums) {
+    for (std::size_t p = 0; p < pairs; ++p) {
         const PairCodes upper(block + p * kBlockRows), lower(block + p * kBlockRows + kBlockRows / 2);
         for (std::size_t i = 0; i < NQ; ++i) {
             const std::uint8_t* tables = queries[i].tables + 2 * p * kSub;
@@ -80,24 +79,10 @@ inline void write_hits(const BlockSums& sums, std::uint32_t allowed, std::uint32
     }
 }
 
-// Takes a query through the rest of a block, whose first pairs are summed.
-inline void finish_block(const ScanCodes& codes, const std::uint8_t* block, std::uint32_t allowed,
-                         std::uint32_t first_row, BlockSums sums, ScanQuery& query) {
-    std::size_t done = codes.m / 2;
-    for (std::size_t s = 0; s < codes.ncuts; ++s) {
-        if (s > 0) add_pairs<1>(block, codes.pairs[s - 1], codes.pairs[s], &query, &sums);
-        done = codes.pairs[s];
-        if (!sums.reach(query.cuts[s])) return;
-    }
-    add_pairs<1>(block, done, codes.m / 2, &query, &sums);
-    if (sums.reach(query.threshold)) write_hits(sums, allowed, first_row, query);
-}
-
 template <std::size_t NQ>
 std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    const std::size_t shared = codes.ncuts > 0 ? codes.pairs[0] : codes.m / 2;
-    // The same part of a later block, which may lie behind the codes: as an integer, because prefetching there is
+    // A later block, which may lie behind the codes: as an integer, because prefetching there is
     // harmless but a pointer is not.
     const std::uintptr_t ahead = (kPrefetchBytes + block_bytes - 1) / block_bytes * block_bytes;
     std::size_t b = 0;
@@ -108,12 +93,13 @@ std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
         const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[b];
         if (allowed == 0) continue;
         const std::uint8_t* block = codes.packed + b * block_bytes;
-        for (std::size_t at = 0; at < shared * kBlockRows; at += 64)
+        for (std::size_t at = 0; at < block_bytes; at += 64)
             __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(block) + ahead + at));
         BlockSums sums[NQ];
-        add_pairs<NQ>(block, 0, shared, queries, sums);
+        add_pairs<NQ>(block, codes.m / 2, queries, sums);
         for (std::size_t i = 0; i < NQ; ++i)
-            finish_block(codes, block, allowed, static_cast<std::uint32_t>(b * kBlockRows), sums[i], queries[i]);
+            if (sums[i].reach(queries[i].threshold))
+                write_hits(sums[i], allowed, static_cast<std::uint32_t>(b * kBlockRows), queries[i]);
     }
     return b;
 }

@@ -14,11 +14,10 @@ namespace {
 
 constexpr std::size_t kLanes = 8;
 
-// Adds the table entries of pairs first..last of all rows of a block to sums.
+// Adds the table entries of all rows of a block to sums.
 template <bool kQuads>
-void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const std::uint8_t* tables,
-               std::uint16_t* sums) {
-    for (std::size_t p = first; p < last; ++p) {
+void add_pairs(const std::uint8_t* block, std::size_t pairs, const std::uint8_t* tables, std::uint16_t* sums) {
+    for (std::size_t p = 0; p < pairs; ++p) {
         const std::uint8_t* even = tables + place_of_table(kQuads, 2 * p);
         const std::uint8_t* odd = tables + place_of_table(kQuads, 2 * p + 1);
         for (std::size_t r = 0; r < kBlockRows; ++r) {
@@ -26,19 +25,6 @@ void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, c
             sums[r] = static_cast<std::uint16_t>(sums[r] + even[pair & 15] + odd[pair >> 4]);
         }
     }
-}
-
-// The sums of a block, unless it is dropped on the way.
-template <bool kQuads>
-bool sum_block(const ScanCodes& codes, const std::uint8_t* block, const ScanQuery& query, std::uint16_t* sums) {
-    std::size_t done = 0;
-    for (std::size_t s = 0; s < codes.ncuts; ++s) {
-        add_pairs<kQuads>(block, done, codes.pairs[s], query.tables, sums);
-        done = codes.pairs[s];
-        if (*std::max_element(sums, sums + kBlockRows) < query.cuts[s]) return false;
-    }
-    add_pairs<kQuads>(block, done, codes.m / 2, query.tables, sums);
-    return true;
 }
 
 bool has_places(const ScanQuery* queries, std::size_t nq) {
@@ -53,7 +39,7 @@ std::size_t scan(const ScanCodes& codes, ScanQuery* queries, std::size_t nq) noe
         if (allowed == 0) continue;
         for (ScanQuery* query = queries; query != queries + nq; ++query) {
             std::uint16_t sums[kBlockRows] = {};
-            if (!sum_block<kQuads>(codes, codes.packed + b * (codes.m / 2) * kBlockRows, *query, sums)) continue;
+            add_pairs<kQuads>(codes.packed + b * (codes.m / 2) * kBlockRows, codes.m / 2, query->tables, sums);
             for (std::size_t r = 0; r < kBlockRows; ++r)
                 if (sums[r] >= query->threshold && (allowed >> r & 1))
                     query->hits[query->found++] = {static_cast<std::uint32_t>(b * kBlockRows + r), sums[r]};

@@ -1,20 +1,15 @@
 #include "list_scan.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "parallel.h"
 
 namespace vqdistill {
 namespace {
 
-// Rows of the first epoch, which has no cuts: enough for a bar that is worth cutting by.
+// Rows of the first epoch: enough for a bar that few later rows pass.
 constexpr std::int64_t kFirstEpoch = 2048;
 constexpr std::int64_t kEpochGrowth = 3;
-// Rows visited before an epoch has cuts: in a query's best lists most blocks would pass them, so that they cost more
-// than they save. On pypi200k two thirds of the blocks pass in the best 80 of 512 lists, 36,000 rows, and a fifth in all of
-// them.
-constexpr std::int64_t kCutAfter = 49152;
 // Hits of a query between two looks at its bar: few, so that the bar rises soon, but enough to keep the kernel in its
 // loop.
 constexpr std::size_t kHitPlaces = 256;
@@ -51,9 +46,7 @@ struct ListScan::Part {
     QueryScan* query;
     float base;
     std::uint32_t tag;
-    int cut_sum;  // what the whole sum must promise
 
-    bool cuts() const { return cut_sum > query->tables.rest[0]; }
     int threshold(std::size_t begin) const {  // of rows from position `begin` on
         return lowest_sum(base, query->tables.scale.step, static_cast<std::int64_t>(begin), query->found.bar());
     }
@@ -90,18 +83,18 @@ void ListScan::for_pieces(std::size_t list, bool flat, Call call) const {
     }
 }
 
-void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
-                   CallLimits& limits, Scratch& scratch) const {
+void ListScan::run(Span<QueryScan> queries, const AllowView& allow, bool flat, std::size_t threads, CallLimits& limits,
+                   Scratch& scratch) const {
     std::vector<Visit>& visits = scratch.visits;
     const auto open = [](const QueryScan& query) { return query.next < query.lists.size; };
     while (std::any_of(queries.begin(), queries.end(), open)) {
         visits.clear();
         const std::int64_t rows_before = queries[0].rows;
         for (std::size_t i = 0; i < queries.size; ++i)
-            begin_epoch(queries[i], static_cast<std::uint32_t>(i), cuts, flat, visits);
+            begin_epoch(queries[i], static_cast<std::uint32_t>(i), flat, visits);
         const auto paying = static_cast<std::size_t>((queries[0].rows - rows_before) / kThreadRows);
         if (queries.size == 1 && std::min(threads, paying) > 1) {
-            share_epoch(queries[0], cuts, allow, flat, std::min(threads, paying), limits, scratch);
+            share_epoch(queries[0], allow, flat, std::min(threads, paying), limits, scratch);
             continue;
         }
         if (queries.size > 1) order_by_list(flat ? flat_lists() : index_.nlist, scratch);
@@ -109,7 +102,7 @@ void ListScan::run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& a
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
             if (first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
-            scan_list(flat, queries, visits.data() + first, nq, cuts, allow, limits, scratch.hits);
+            scan_list(flat, queries, visits.data() + first, nq, allow, limits, scratch.hits);
         }
     }
 }
@@ -134,8 +127,8 @@ void ListScan::order_by_list(std::size_t lists, Scratch& scratch) const {
 
 // Scans the visits of a query's epoch on a few threads. Each takes list after list, so that a slow one delays no other,
 // and keeps what it finds in a copy of the query, whose bar then rises as fast as if it were alone.
-void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
-                           CallLimits& limits, Scratch& scratch) const {
+void ListScan::share_epoch(QueryScan& query, const AllowView& allow, bool flat, std::size_t threads, CallLimits& limits,
+                           Scratch& scratch) const {
     const std::vector<Visit>& visits = scratch.visits;
     std::vector<Helper>& helpers = scratch.helpers;
     if (helpers.size() < threads) helpers.resize(threads);
@@ -146,7 +139,7 @@ void ListScan::share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& 
         for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
             after = next();
             if (after < visits.size()) prefetch_head(visits[after].list, flat);
-            scan_list(flat, {&helper.query, 1}, &visits[visit], 1, cuts, allow, limits, helper.hits);
+            scan_list(flat, {&helper.query, 1}, &visits[visit], 1, allow, limits, helper.hits);
         }
     });
     // A row's tag tells whether it was found in this epoch, or copied with the query.
@@ -168,11 +161,7 @@ void ListScan::prefetch_head(std::size_t list, bool flat) const {
 }
 
 // Adds the visits of a query's next epoch, if it has lists left.
-void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, const Cuts& cuts, bool flat,
-                           std::vector<Visit>& visits) const {
-    if (query.next == query.lists.size) return;
-    const bool cuts_pay = cuts.count > 0 && query.rows >= kCutAfter;
-    query.cut_score = cuts_pay ? query.found.settle().score : -std::numeric_limits<float>::infinity();
+void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const {
     const std::int64_t until = std::max(kFirstEpoch, kEpochGrowth * query.rows);
     for (; query.next < query.lists.size && query.rows < until; ++query.next) {
         const auto list = static_cast<std::size_t>(query.lists[query.next].id);
@@ -185,32 +174,24 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, const Cuts& c
 }
 
 // Scans a list for the queries of its first nq visits.
-void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                         const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
+void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const AllowView& allow,
+                         CallLimits& limits, std::vector<ScanHit>& hits) const {
     hits.resize(kScanQueries * kHitPlaces);
     Part parts[kScanQueries];
     for (std::size_t i = 0; i < nq; ++i) {
         QueryScan& query = queries[visits[i].query];
-        const float base = query.base(visits[i].tag);
-        const Scored promise{query.cut_score, 0, std::numeric_limits<std::int64_t>::max()};
-        parts[i] = {&query, base, visits[i].tag, lowest_sum(base, query.tables.scale.step, 0, promise)};
+        parts[i] = {&query, query.base(visits[i].tag), visits[i].tag};
     }
-    // Cuts that every block passes cost time and drop nothing.
-    const bool cutting =
-        cuts.count > 0 && std::any_of(parts, parts + nq, [](const Part& part) { return part.cuts(); });
-    for_pieces(visits[0].list, flat, [&](const Rows& rows) {
-        nq = scan_rows(rows, parts, nq, cutting, cuts, allow, limits, hits);
-    });
+    for_pieces(visits[0].list, flat, [&](const Rows& rows) { nq = scan_rows(rows, parts, nq, allow, limits, hits); });
 }
 
 // Scans rows of one list for the first nq parts; returns how many of them can gain from rows behind, and leaves these in
 // front.
-std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
-                                const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const {
+std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, const AllowView& allow, CallLimits& limits,
+                                std::vector<ScanHit>& hits) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
     const auto scan_codes = index_.quads ? kernels_.scan_quads : kernels_.scan_pq4;
-    ScanCodes codes{nullptr, 0, index_.m, cutting ? cuts.count : 0, {}, nullptr};
-    std::copy_n(cuts.pairs, kMaxCuts, codes.pairs);
+    ScanCodes codes{nullptr, 0, index_.m, nullptr};
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
         limits.check();
         ScanQuery scans[kScanQueries];
@@ -219,10 +200,7 @@ std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, bool cut
             const int threshold = parts[i].threshold(rows.set->first + rows.begin);
             if (threshold > parts[i].query->tables.highest) continue;
             parts[active] = parts[i];
-            ScanQuery& scan = scans[active];
-            scan = {parts[active].query->tables.tables, threshold, {}, hits.data() + active * kHitPlaces, kHitPlaces, 0};
-            for (std::size_t s = 0; s < cuts.count; ++s)
-                scan.cuts[s] = std::max(0, parts[active].cut_sum - parts[active].query->tables.rest[s]);
+            scans[active] = {parts[active].query->tables.tables, threshold, hits.data() + active * kHitPlaces, kHitPlaces, 0};
             ++active;
         }
         nq = active;

@@ -18,8 +18,7 @@ struct QueryScan {
     TopR found;          // reset by the caller: the best R, or all above a score
     std::int64_t rows = 0;  // in the lists visited so far
 
-    std::size_t next = 0;    // list to visit next
-    float cut_score = 0.0f;  // what a row's code must promise in this epoch
+    std::size_t next = 0;  // list to visit next
 
     float base(std::size_t list) const {
         return static_cast<float>(tables.scale.bias + (tables.constant + lists[list].score));
@@ -32,9 +31,8 @@ constexpr std::size_t kFlatRows = 8192;
 // Rows of an epoch that pay for one more thread, which takes about 20 us to start and to end.
 constexpr std::int64_t kThreadRows = 100'000;
 
-// Every query visits its lists in epochs, each twice as long as all before. The cuts of an epoch come from the best R of
-// the epochs before, so that what is found depends neither on the other queries of the block nor on the order
-// in which the lists of an epoch are scanned, nor on how many threads share them.
+// Every query visits its lists in epochs, each twice as long as all before: the best lists first, which raise the bar for
+// the others. What is found is the best R of all rows visited, whatever the order.
 class ListScan {
 public:
     // REQUIRES the view's arrays to outlive it. With `flat` the lists are runs of rows, see flat_lists.
@@ -64,7 +62,7 @@ public:
 
     // Scans what each of the queries visits; up to `threads` threads share the long epochs of a query that is alone.
     // Throws what limits.check() throws.
-    void run(Span<QueryScan> queries, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
+    void run(Span<QueryScan> queries, const AllowView& allow, bool flat, std::size_t threads,
              CallLimits& limits, Scratch& scratch) const;
 
 private:
@@ -87,14 +85,13 @@ private:
     void for_pieces(std::size_t list, bool flat, Call call) const;
     void order_by_list(std::size_t lists, Scratch& scratch) const;
     void prefetch_head(std::size_t list, bool flat) const;
-    void begin_epoch(QueryScan& query, std::uint32_t number, const Cuts& cuts, bool flat,
-                     std::vector<Visit>& visits) const;
-    void share_epoch(QueryScan& query, const Cuts& cuts, const AllowView& allow, bool flat, std::size_t threads,
-                     CallLimits& limits, Scratch& scratch) const;
-    void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const Cuts& cuts,
-                   const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const;
-    std::size_t scan_rows(Rows rows, Part* parts, std::size_t nq, bool cutting, const Cuts& cuts,
-                          const AllowView& allow, CallLimits& limits, std::vector<ScanHit>& hits) const;
+    void begin_epoch(QueryScan& query, std::uint32_t number, bool flat, std::vector<Visit>& visits) const;
+    void share_epoch(QueryScan& query, const AllowView& allow, bool flat, std::size_t threads, CallLimits& limits,
+                     Scratch& scratch) const;
+    void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const AllowView& allow,
+                   CallLimits& limits, std::vector<ScanHit>& hits) const;
+    std::size_t scan_rows(Rows rows, Part* parts, std::size_t nq, const AllowView& allow, CallLimits& limits,
+                          std::vector<ScanHit>& hits) const;
 
     IndexView index_;
     const Kernels& kernels_;

@@ -54,15 +54,13 @@ public:
 
     std::unique_ptr<PySearch> prepare_search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift,
                                              float temperature, py::ssize_t refine, float misses, float error,
-                                             float deviations, const py::object& allow, py::ssize_t threads,
-                                             double timeout_s) const {
+                                             const py::object& allow, py::ssize_t threads, double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow.is_none() ? arrays_.alive() : allow, "allow", search_.index());
         const SearchOptions options{in_range("k", k, 1, PY_SSIZE_T_MAX),
                                     probe_rule(nprobe, lift, temperature),
                                     in_range("refine", refine, 0, PY_SSIZE_T_MAX),
                                     {misses, error},
-                                    deviations,
                                     allowed.view(),
                                     in_range("threads", threads, 1, 1024)};
         if (options.refine > 0) require_dense("refine", number(options.refine));
@@ -71,10 +69,9 @@ public:
     }
 
     py::tuple search(const py::object& queries, py::ssize_t k, py::ssize_t nprobe, float lift, float temperature, py::ssize_t refine,
-                     float misses, float error, float deviations, const py::object& allow, py::ssize_t threads,
-                     double timeout_s) const {
+                     float misses, float error, const py::object& allow, py::ssize_t threads, double timeout_s) const {
         const std::unique_ptr<PySearch> asked = prepare_search(queries, k, nprobe, lift, temperature, refine, misses,
-                                                               error, deviations, allow, threads, timeout_s);
+                                                               error, allow, threads, timeout_s);
         const SearchCall& call = asked->call;
         asked->begin();
         run_limited(asked->timeout_s, [&](CallLimits& limits) {
@@ -85,12 +82,12 @@ public:
     }
 
     py::tuple candidates(const py::object& queries, py::ssize_t count, py::ssize_t nprobe, float lift, float temperature,
-                         float deviations, bool rescore, const py::object& allow, py::ssize_t threads,
+                         bool rescore, const py::object& allow, py::ssize_t threads,
                          double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow.is_none() ? arrays_.alive() : allow, "allow", search_.index());
         const CandidateOptions options{in_range("count", count, 1, PY_SSIZE_T_MAX), probe_rule(nprobe, lift, temperature),
-                                       deviations, allowed.view(), in_range("threads", threads, 1, 1024)};
+                                       allowed.view(), in_range("threads", threads, 1, 1024)};
         py::array_t<float> scores = empty<float>({x.size(0), options.count});
         py::array_t<float> rescored = empty<float>({x.size(0), rescore ? options.count : 0});
         py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.count});
@@ -213,7 +210,7 @@ void bind_engine(py::module_& module) {
     const auto takes_search_options = [&](const char* name, auto method, auto... extra) {
         engine.def(name, method, arg("queries"), py::kw_only(), arg("k"), arg("nprobe"), arg("lift") = 0.0f,
                    arg("temperature") = 1.0f, arg("refine"), arg("misses") = 0.0f, arg("error") = 0.0f,
-                   arg("deviations") = kInfinity, arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity,
+                   arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity,
                    extra...);
     };
     takes_search_options("search", &Engine::search);
@@ -236,7 +233,7 @@ void bind_engine(py::module_& module) {
              arg("added") = py::tuple(), arg("alive") = py::none(), arg("spread") = py::tuple(),
              arg("whole") = py::none())
         .def("candidates", &Engine::candidates, arg("queries"), py::kw_only(), arg("count"), arg("nprobe"), arg("lift") = 0.0f,
-             arg("temperature") = 1.0f, arg("deviations") = kInfinity, arg("rescore"), arg("allow") = py::none(),
+             arg("temperature") = 1.0f, arg("rescore"), arg("allow") = py::none(),
              arg("threads"), arg("timeout_s") = kInfinity)
         .def("score", &Engine::score, arg("queries"), arg("positions"), arg("reads"), py::kw_only(), arg("threads"),
              arg("timeout_s") = kInfinity)

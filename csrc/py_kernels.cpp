@@ -50,30 +50,22 @@ py::array py_scan_order(py::array packed) {
 // The functions below expose single slots of the table to the tests.
 
 py::list py_scan_pq4(const std::string& level, const py::object& packed, const py::object& tables,
-                     const std::vector<int>& thresholds, const std::vector<std::size_t>& pairs,
-                     const std::vector<std::vector<int>>& cuts, const py::object& allow, py::ssize_t places) {
+                     const std::vector<int>& thresholds, const py::object& allow, py::ssize_t places) {
     const PackedArray blocks(packed, "packed");
     const std::size_t m = require_m(blocks.m()), nq = in_range("thresholds", thresholds.size(), 1, kScanQueries);
     const Array<std::uint8_t> given(tables, "tables", "(nq, m, 16) uint8",
                                     {static_cast<py::ssize_t>(nq), static_cast<py::ssize_t>(m), kSub});
     std::vector<std::uint8_t> lut(given.data(), given.data() + nq * m * kSub);
     if (blocks.quads()) tables_to_quads(lut.data(), nq * m);
-    in_range("pairs", pairs.size(), 0, kMaxCuts);
-    if (cuts.size() != nq) refuse("cuts", "one list a query", number(cuts.size()));
     const bool all_rows = allow.is_none();
     const Array<std::uint32_t> mask(all_rows ? py::object(py::array_t<std::uint32_t>(0)) : allow, "allow",
                                     "(nblocks,) uint32", {all_rows ? 0 : blocks.array().shape(0)});
-    ScanCodes codes{blocks.data(), blocks.nblocks(), m, pairs.size(), {}, all_rows ? nullptr : mask.data()};
-    for (std::size_t s = 0, low = 1; s < pairs.size(); low = pairs[s++] + 1)
-        codes.pairs[s] = in_range("pairs", pairs[s], low, m / 2 - 1);
+    const ScanCodes codes{blocks.data(), blocks.nblocks(), m, all_rows ? nullptr : mask.data()};
     std::vector<std::vector<ScanHit>> hits(nq, std::vector<ScanHit>(in_range("places", places, 32, PY_SSIZE_T_MAX)));
     std::vector<ScanQuery> queries;
     for (std::size_t i = 0; i < nq; ++i) {
         in_range("thresholds", thresholds[i], 0, kMaxSum + 1);
-        queries.push_back({lut.data() + i * m * kSub, thresholds[i], {}, hits[i].data(), hits[i].size(), 0});
-        if (cuts[i].size() != pairs.size()) refuse("cuts", "one for each of pairs", number(cuts[i].size()));
-        for (std::size_t s = 0; s < pairs.size(); ++s)
-            queries[i].cuts[s] = static_cast<int>(in_range("cuts", cuts[i][s], 0, kMaxSum + 1));
+        queries.push_back({lut.data() + i * m * kSub, thresholds[i], hits[i].data(), hits[i].size(), 0});
     }
     const std::size_t scanned = scan_of(find_kernels(level), blocks, "packed")(codes, queries.data(), nq);
     py::list results;
@@ -250,7 +242,7 @@ void bind_kernels(py::module_& module) {
     module.def("unpack_codes", py_unpack_codes, arg("packed"), arg("n"));
     module.def("scan_order", py_scan_order, arg("packed"));
     module.def("scan_pq4", py_scan_pq4, arg("level"), arg("packed"), arg("tables"), arg("thresholds"), py::kw_only(),
-               arg("pairs"), arg("cuts"), arg("allow") = py::none(), arg("places"));
+               arg("allow") = py::none(), arg("places"));
     module.def("quantize_tables", py_quantize_tables, arg("level"), arg("lut"));
     module.def("pq_tables", py_pq_tables, arg("level"), arg("rotated"), arg("words_t"), arg("init"));
     module.def("encode_additive", py_encode_additive, arg("level"), arg("y"), arg("x"), arg("eta"), arg("lists"),

@@ -47,53 +47,22 @@ struct QuadCodes {
     __m512i low, high;
 };
 
-// The sums of 16 rows with the entries of a quad that `weights`, of ones and zeros, has ones for. Those of the two codes of
-// a pair add up in bytes.
-inline __m512i add_entries(__m512i sums, __m512i low_tables, __m512i high_tables, const QuadCodes& codes, __m512i weights) {
+// The sums of 16 rows with the entries of a quad. Those of the two codes of a pair add up in bytes.
+inline __m512i add_entries(__m512i sums, __m512i low_tables, __m512i high_tables, const QuadCodes& codes) {
     const __m512i low = _mm512_permutexvar_epi8(codes.low, low_tables);
-    return _mm512_dpbusd_epi32(sums, _mm512_add_epi8(low, _mm512_permutexvar_epi8(codes.high, high_tables)), weights);
+    const __m512i both = _mm512_add_epi8(low, _mm512_permutexvar_epi8(codes.high, high_tables));
+    return _mm512_dpbusd_epi32(sums, both, _mm512_set1_epi8(1));
 }
 
-// Adds the entries of all rows of a block for one quad to the sums of NQ queries.
-template <std::size_t NQ>
-inline void add_quad(const std::uint8_t* block, std::size_t quad, const Tables* tables, __m512i weights, BlockSums* sums) {
+// Adds the entries of all rows of a block for one quad to the sums of NQ queries, whose tables are Tables or HeldTables.
+template <std::size_t NQ, class AnyTables>
+inline void add_quad(const std::uint8_t* block, std::size_t quad, const AnyTables* tables, BlockSums* sums) {
     const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
     for (std::size_t i = 0; i < NQ; ++i) {
         const __m512i low = tables[i].low(quad), high = tables[i].high(quad);
-        sums[i].first = add_entries(sums[i].first, low, high, rows, weights);
-        sums[i].second = add_entries(sums[i].second, low, high, more, weights);
+        sums[i].first = add_entries(sums[i].first, low, high, rows);
+        sums[i].second = add_entries(sums[i].second, low, high, more);
     }
-}
-
-// Ones for the pairs of a quad from `from` on, or before `to`.
-inline __m512i pairs_from(std::size_t from) { return _mm512_set1_epi32(static_cast<int>(0x01010101u << 8 * from)); }
-inline __m512i pairs_before(std::size_t to) { return _mm512_set1_epi32(static_cast<int>(0x01010101u >> 8 * (kQuad - to))); }
-
-template <std::size_t NQ>
-inline void add_range(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables* tables,
-                      BlockSums* sums) {
-    std::size_t quad = first / kQuad;
-    if (first % kQuad != 0) {
-        const __m512i from = pairs_from(first % kQuad);
-        if (last < kQuad * (quad + 1))
-            return add_quad<NQ>(block, quad, tables, _mm512_and_si512(from, pairs_before(last % kQuad)), sums);
-        add_quad<NQ>(block, quad++, tables, from, sums);
-    }
-    for (const __m512i ones = _mm512_set1_epi8(1); quad < last / kQuad; ++quad)
-        add_quad<NQ>(block, quad, tables, ones, sums);
-    if (last % kQuad != 0) add_quad<NQ>(block, quad, tables, pairs_before(last % kQuad), sums);
-}
-
-// Nothing is fetched ahead: the CPU's own prefetching reads codes from memory half as fast again as with it (Zen 4).
-template <bool>
-inline void add_pairs(const std::uint8_t* block, std::size_t first, std::size_t last, const Tables& tables,
-                      BlockSums& sums) {
-    add_range<1>(block, first, last, &tables, &sums);
-}
-
-template <std::size_t NQ, bool>
-inline void add_first_pairs(const std::uint8_t* block, std::size_t last, const Tables* tables, BlockSums* sums) {
-    add_range<NQ>(block, 0, last, tables, sums);
 }
 
 // All tables of a query with few subspaces, in registers.
@@ -101,23 +70,21 @@ template <std::size_t Quads>
 struct HeldTables {
     explicit HeldTables(const Tables& tables) {
         for (std::size_t quad = 0; quad < Quads; ++quad) {
-            low[quad] = tables.low(quad);
-            high[quad] = tables.high(quad);
+            lows[quad] = tables.low(quad);
+            highs[quad] = tables.high(quad);
         }
     }
+    __m512i low(std::size_t quad) const { return lows[quad]; }
+    __m512i high(std::size_t quad) const { return highs[quad]; }
     // Adds all pairs of a block.
     void operator()(const std::uint8_t* block, BlockSums* sums) const {
-        const __m512i ones = _mm512_set1_epi8(1);
 #pragma GCC unroll 8
-        for (std::size_t quad = 0; quad < Quads; ++quad) {
-            const QuadCodes rows(block + 2 * quad * 64), more(block + (2 * quad + 1) * 64);
-            sums->first = add_entries(sums->first, low[quad], high[quad], rows, ones);
-            sums->second = add_entries(sums->second, low[quad], high[quad], more, ones);
-        }
+        for (std::size_t quad = 0; quad < Quads; ++quad) add_quad<1>(block, quad, this, sums);
     }
-    __m512i low[Quads], high[Quads];
+    __m512i lows[Quads], highs[Quads];
 };
 
+// Nothing is fetched ahead: the CPU's own prefetching reads codes from memory half as fast again as with it (Zen 4).
 template <std::size_t NQ, class Scan>
 inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
     if constexpr (NQ == 1) {
@@ -132,7 +99,9 @@ inline void with_adder(std::size_t m, const Tables* tables, Scan scan) {
             case 8: return scan(HeldTables<8>(*tables));
         }
     }
-    scan([&](const std::uint8_t* block, BlockSums* sums) { add_range<NQ>(block, 0, m / 2, tables, sums); });
+    scan([&](const std::uint8_t* block, BlockSums* sums) {
+        for (std::size_t quad = 0; quad < m / (2 * kQuad); ++quad) add_quad<NQ>(block, quad, tables, sums);
+    });
 }
 
 // Which rows have sums of at least `threshold`, one bit each.

@@ -1,7 +1,6 @@
 #include "query_tables.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "pack.h"
 
@@ -10,8 +9,6 @@ namespace {
 
 // Queries projected together: they share one pass over the codewords and stay in L2 meanwhile.
 constexpr std::size_t kProjected = 32;
-// Codes below this length are scanned whole: the cuts would cost more than they save.
-constexpr std::size_t kFewestCut = 16;
 
 double squared_norm(const float* x, std::size_t d) {
     double sum = 0.0;
@@ -26,50 +23,18 @@ bool is_identity(const float* matrix, std::size_t rows, std::size_t d) {
     return true;
 }
 
-// What the entries of a table of bytes are like.
-struct TableMoments {
-    explicit TableMoments(const std::uint8_t* table) {
-        int sum = 0, squares = 0;
-        for (std::size_t k = 0; k < kSub; ++k) {
-            sum += table[k];
-            squares += table[k] * table[k];
-        }
-        mean = static_cast<float>(sum) / kSub;
-        variance = static_cast<float>(squares) / kSub - mean * mean;
+// No sum of entries is larger.
+int highest_sum(const std::uint8_t* tables, std::size_t m) {
+    int sum = 0;
+    for (std::size_t j = 0; j < m; ++j) {
+        std::uint8_t highest = 0;
+        for (std::size_t k = 0; k < kSub; ++k) highest = std::max(highest, tables[j * kSub + k]);
+        sum += highest;
     }
-    float mean, variance;
-};
-
-int highest_entry(const std::uint8_t* table) {
-    std::uint8_t highest = 0;
-    for (std::size_t k = 0; k < kSub; ++k) highest = std::max(highest, table[k]);
-    return highest;
-}
-
-// Bounds of whole sums and, for the cuts, of what is behind each.
-void bound_sums(std::size_t m, const Cuts& cuts, QueryTables& query) {
-    query.highest = 0;
-    for (std::size_t j = 0; j < m; ++j) query.highest += highest_entry(query.tables + j * kSub);
-    float mean = 0.0f, variance = 0.0f;
-    int highest = 0;
-    for (std::size_t cut = cuts.count, j = m; cut > 0;) {
-        const std::uint8_t* const table = query.tables + --j * kSub;
-        const TableMoments moments(table);
-        mean += moments.mean;
-        variance += moments.variance;
-        highest += highest_entry(table);
-        if (j != 2 * cuts.pairs[cut - 1]) continue;
-        const float likely = mean + cuts.deviations * std::sqrt(std::max(0.0f, variance));
-        query.rest[--cut] = static_cast<int>(std::clamp(std::ceil(likely), 0.0f, static_cast<float>(highest)));
-    }
+    return sum;
 }
 
 }  // namespace
-
-Cuts Cuts::of(std::size_t m, float deviations) {
-    if (m < kFewestCut || !std::isfinite(deviations)) return {};
-    return {2, {m / 8, m / 4}, deviations};
-}
 
 TableBuilder::TableBuilder(const IndexView& index, const Kernels& kernels)
     : index_(index),
@@ -87,8 +52,7 @@ TableBuilder::TableBuilder(const IndexView& index, const Kernels& kernels)
         }
 }
 
-void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, bool keep_lut,
-                         Scratch& scratch) const {
+void TableBuilder::build(const float* queries, std::size_t q, bool keep_lut, Scratch& scratch) const {
     const std::size_t size = index_.m * kSub;
     scratch.lut.resize((keep_lut ? q : std::min(q, kProjected)) * size);
     scratch.tables.resize(q * size + kLine);
@@ -109,7 +73,7 @@ void TableBuilder::build(const float* queries, std::size_t q, const Cuts& cuts, 
             query.lut = keep_lut ? luts + i * size : nullptr;
             query.scale = kernels_.quantize_tables(luts + i * size, index_.m, tables);
             query.constant = constant_term(part + i * index_.d);
-            bound_sums(index_.m, cuts, query);
+            query.highest = highest_sum(tables, index_.m);
             if (index_.quads) tables_to_quads(tables, index_.m);
         }
     }

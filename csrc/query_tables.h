@@ -15,19 +15,6 @@ struct QueryTables {
     TableScale scale;
     float constant;      // <q, mean>, or -|q - mean|^2 for l2; 0 where lists have a term of their own
     int highest;         // no sum is larger
-    int rest[kMaxCuts];  // what the codes behind each cut of a scan add at most, to all but few rows
-};
-
-// Where a scan looks at partial sums. Half of the codes tell nearly all of what the whole code does, see
-// docs/SEARCH.md.
-struct Cuts {
-    std::size_t count = 0;
-    std::size_t pairs[kMaxCuts] = {};
-    // The rest of a sum counts as its mean over all codewords plus this many standard deviations.
-    float deviations = 0.0f;
-
-    // After a quarter and a half of the codes; no cuts for short codes, or if deviations is not finite.
-    static Cuts of(std::size_t m, float deviations);
 };
 
 // Builds the tables of blocks of queries. Keeps its memory, so that it allocates nothing after the first blocks.
@@ -43,7 +30,7 @@ public:
     };
 
     // Fills scratch.queries for queries (q, d); `keep_lut` = with float tables.
-    void build(const float* queries, std::size_t q, const Cuts& cuts, bool keep_lut, Scratch& scratch) const;
+    void build(const float* queries, std::size_t q, bool keep_lut, Scratch& scratch) const;
 
 private:
     void product_luts(const float* queries, std::size_t q, float* luts, Scratch& scratch) const;

@@ -2,16 +2,14 @@
 // of codes that it scans, behind what differs:
 //   BlockSums      sums of a block, zeros at first: those of sums_x86.h, or others
 //   Tables         those of a query, in the form in which they are looked up
-//   add_pairs<Ahead>            adds pairs first..last of a block to the sums of one query; fetches a line of codes ahead
-//                               for each that it reads, if Ahead
-//   add_first_pairs<NQ, Ahead>  adds pairs 0..last to the sums of NQ queries, which share the unpacking of the codes
-//   with_adder<NQ>              calls scan(add), where add(block, sums) adds all pairs to the sums of NQ queries
+//   with_adder<NQ>  calls scan(add), where add(block, sums) adds the entries of all pairs to the sums of NQ queries, which
+//                  share the unpacking of the codes
 //   write_hits     adds the rows of a block whose bit is set to what a query found
 //   rows_reaching  which rows of a block have sums of at least a threshold, one bit each
 //   reaches        whether one has
 // So it is compiled for each of them, under internal names; it includes nothing, so that nothing else is.
 
-// A block whose fate is open.
+// A block with rows that may be hits.
 struct OpenBlock {
     std::uint32_t number;
     BlockSums sums;
@@ -23,10 +21,6 @@ inline std::size_t keep_if(bool stays, std::uint32_t number, const BlockSums& su
     return stays;
 }
 
-inline void prefetch(const std::uint8_t* bytes, std::size_t size) {
-    for (std::size_t at = 0; at < size; at += 64) _mm_prefetch(reinterpret_cast<const char*>(bytes + at), _MM_HINT_T0);
-}
-
 // Writes the hits of a block.
 inline void write_block(const ScanCodes& codes, const OpenBlock& block, ScanQuery& query) {
     const std::uint32_t allowed = codes.allow == nullptr ? ~0u : codes.allow[block.number];
@@ -34,29 +28,7 @@ inline void write_block(const ScanCodes& codes, const OpenBlock& block, ScanQuer
     write_hits(passed, block.sums, block.number * kBlockRows, query);
 }
 
-// Takes a query through the rest of the blocks that passed its first cut.
-inline void finish_blocks(const ScanCodes& codes, OpenBlock* open, std::size_t count, const Tables& tables,
-                          ScanQuery& query) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows;
-    std::size_t done = codes.pairs[0];
-    for (std::size_t s = 1; s < codes.ncuts; done = codes.pairs[s++]) {
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            OpenBlock block = open[i];
-            const std::uint8_t* bytes = codes.packed + block.number * block_bytes;
-            add_pairs<false>(bytes, done, codes.pairs[s], tables, block.sums);
-            kept += keep_if(reaches(block.sums, query.cuts[s]), block.number, block.sums, open + kept);
-        }
-        count = kept;
-    }
-    for (std::size_t i = 0; i < count; ++i) {
-        OpenBlock& block = open[i];
-        add_pairs<false>(codes.packed + block.number * block_bytes, done, codes.m / 2, tables, block.sums);
-        if (reaches(block.sums, query.threshold)) write_block(codes, block, query);
-    }
-}
-
-// Blocks taken through the first cut together, so that the rest of those that pass is in cache when its turn comes.
+// Blocks with hits that are written together.
 constexpr std::size_t kOpenBlocks = 16;
 
 // How many blocks every query has places for, at most kOpenBlocks.
@@ -66,34 +38,12 @@ inline std::size_t blocks_with_places(const ScanQuery* queries, std::size_t nq) 
     return blocks;
 }
 
-// Takes NQ queries through blocks first..last, with cuts.
-template <std::size_t NQ>
-inline void scan_with_cuts(const ScanCodes& codes, std::size_t first, std::size_t last, const Tables* tables,
-                           ScanQuery* queries) {
-    const std::size_t block_bytes = codes.m / 2 * kBlockRows, head = codes.pairs[0] * kBlockRows;
-    OpenBlock open[NQ][kOpenBlocks];
-    std::size_t count[NQ] = {};
-    for (std::size_t b = first; b < last; ++b) {
-        if (codes.allow != nullptr && codes.allow[b] == 0) continue;
-        const std::uint8_t* block = codes.packed + b * block_bytes;
-        if (b + kOpenBlocks < codes.nblocks) prefetch(block + kOpenBlocks * block_bytes, head);
-        BlockSums sums[NQ];
-        add_first_pairs<NQ, false>(block, codes.pairs[0], tables, sums);
-        bool any = false;
-        for (std::size_t i = 0; i < NQ; ++i) {
-            const bool passes = reaches(sums[i], queries[i].cuts[0]);
-            count[i] += keep_if(passes, static_cast<std::uint32_t>(b), sums[i], open[i] + count[i]);
-            any |= passes;
-        }
-        if (any) prefetch(block + head, block_bytes - head);
-    }
-    for (std::size_t i = 0; i < NQ; ++i) finish_blocks(codes, open[i], count[i], tables[i], queries[i]);
-}
-
 // Takes NQ queries through blocks until one of them lacks places; returns how many. Hits are written for some blocks
 // together: a branch on each block that has one would be mispredicted, and throw away what was begun of the next two.
 template <std::size_t NQ>
-inline std::size_t scan_whole(const ScanCodes& codes, const Tables* tables, ScanQuery* queries) {
+std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
+    Tables tables[NQ];
+    for (std::size_t i = 0; i < NQ; ++i) tables[i].set(queries[i].tables, codes.m);
     const std::size_t block_bytes = codes.m / 2 * kBlockRows;
     OpenBlock open[NQ][kOpenBlocks];
     std::size_t b = 0;
@@ -114,21 +64,6 @@ inline std::size_t scan_whole(const ScanCodes& codes, const Tables* tables, Scan
                 for (std::size_t at = 0; at < count[i]; ++at) write_block(codes, open[i][at], queries[i]);
         }
     });
-    return b;
-}
-
-template <std::size_t NQ>
-std::size_t scan(const ScanCodes& codes, ScanQuery* queries) {
-    Tables tables[NQ];
-    for (std::size_t i = 0; i < NQ; ++i) tables[i].set(queries[i].tables, codes.m);
-    if (codes.ncuts == 0) return scan_whole<NQ>(codes, tables, queries);
-    std::size_t b = 0;
-    while (b < codes.nblocks) {
-        const std::size_t last = std::min(codes.nblocks, b + blocks_with_places(queries, NQ));
-        if (last == b) break;
-        scan_with_cuts<NQ>(codes, b, last, tables, queries);
-        b = last;
-    }
     return b;
 }
 

@@ -102,13 +102,6 @@ public:
     // What an item must be better than to be kept: in the beginning, anything that is a score.
     const Scored& bar() const { return bar_; }
 
-    // Raises the bar to the worst of the best r, if there are so many: it then depends on what was pushed alone, not on
-    // the order.
-    const Scored& settle() {
-        if (size_ >= r_) select();
-        return bar_;
-    }
-
     void push(const Scored& item) {
         items_[size_] = item;  // without a branch that half of the scan's late hits would mispredict
         size_ += better(item, bar_);

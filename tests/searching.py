@@ -27,7 +27,6 @@ CALIBRATED = SearchPolicy(
     temperature=60.0,
     confidence=0.98,
     error=20.0,
-    deviations=4.0,
 )
 PLAIN = SearchPolicy(nprobe=3, refine=50)
 

@@ -74,8 +74,6 @@ def scan_pq4(
     tables: _U8,
     thresholds: Sequence[int],
     *,
-    pairs: Sequence[int],
-    cuts: Sequence[Sequence[int]],
     allow: npt.NDArray[np.uint32] | None = None,
     places: int,
 ) -> list[Any]:
@@ -87,8 +85,6 @@ def scan_pq4(
     packed : (nblocks, m // 2, 32) uint8, or in quads (nblocks, m // 8, 32, 4) where the level scans them
     tables : (nq, m, 16) uint8 with tables[i, 2p].max() + tables[i, 2p + 1].max() <= 255
     thresholds : nq integers in 0..32641
-    pairs : at most two rising numbers in 1..m/2-1: pairs of subspaces summed before each cut
-    cuts : for each query and each of `pairs`, the partial sum that some row of a block must reach
     allow : (nblocks,) uint32, bit r = row r of the block may be found; None = all rows
     places : hits that a query has room for, at least 32
 
@@ -318,7 +314,6 @@ class Engine:
         refine: int,
         misses: float = 0.0,
         error: float = 0.0,
-        deviations: float = ...,
         allow: _Allow | None = None,
         threads: int,
         timeout_s: float = ...,
@@ -343,9 +338,6 @@ class Engine:
             taken to be normal around its code score + the mean error of the query's rows read so far, with a variance
             between theirs and error^2, which counts as that of 20 rows.
         error : standard deviation of the errors of other queries, above 0 if misses is
-        deviations : inf = scan every code whole. Less: behind the first 49,152 rows of a query, blocks of codes of
-            m >= 16 are dropped after a quarter and a half of the code if no row would reach the worst of the best so
-            far, were the rest of its code worth the mean of all codewords + `deviations` standard deviations.
         allow : (blocks, per_list): uint32, one for each block of each set, one set after the other: bit r of block b of
             a set = its row 32 b + r may be found; and (nlist,) int64, the number of such rows in each list, which is
             not checked against the blocks. None = those that are alive
@@ -385,7 +377,6 @@ class Engine:
         refine: int,
         misses: float = 0.0,
         error: float = 0.0,
-        deviations: float = ...,
         allow: _Allow | None = None,
         threads: int,
         timeout_s: float = ...,
@@ -405,7 +396,6 @@ class Engine:
         nprobe: int,
         lift: float = 0.0,
         temperature: float = 1.0,
-        deviations: float = ...,
         rescore: bool,
         allow: _Allow | None = None,
         threads: int,
@@ -418,7 +408,7 @@ class Engine:
         count : candidates a query, as `candidate_count` has them for the whole
         rescore : whether their scores by the float tables are wanted
         allow : as for `search`, but per_list counts the rows of the whole
-        queries, nprobe, lift, temperature, deviations, threads, timeout_s : as for `search`
+        queries, nprobe, lift, temperature, threads, timeout_s : as for `search`
 
         Returns
         -------

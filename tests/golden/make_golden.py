@@ -37,7 +37,6 @@ SEARCH = SearchPolicy(
     temperature=0.5,
     confidence=0.95,
     error=0.25,
-    deviations=4.0,
 )
 
 WORK = {"lists": 2.5, "codes": 30.0, "rows": 8.25, "pages": 3.0, "cost": 1234.5}

@@ -32,7 +32,6 @@ CALIBRATED = SearchPolicy(
     temperature=0.125,
     confidence=0.99,
     error=0.5,
-    deviations=3.0,
 )
 """A policy with everything that can be calibrated."""
 REPORT = {"held_out": 0.5, "name": "Bäume"}

@@ -40,7 +40,6 @@ def policies(draw: st.DrawFn) -> SearchPolicy:
         temperature=draw(positive) if ladder else None,
         confidence=confidence,
         error=None if confidence is None else draw(positive),
-        deviations=draw(st.none() | positive),
     )
 
 
@@ -52,6 +51,11 @@ def parse(search: Any, version: int = 2, nlist: int = 8, has_dense: bool = True)
 @given(policies())
 def test_to_json_and_back(policy: SearchPolicy) -> None:
     assert parse(policy.to_json()) == policy
+
+
+def test_older_indexes_may_say_how_scans_left_codes_early() -> None:
+    assert parse(CALIBRATED.to_json() | {"deviations": 4.0}) == CALIBRATED
+    assert CALIBRATED.to_json()["deviations"] is None
 
 
 def test_version_1_knows_two_numbers() -> None:

@@ -168,6 +168,6 @@ def test_unknown_level_names_itself(name):
         "scan_pq4": (np.zeros((1, 1, 32), np.uint8), u8, [0]),
         "quantize_tables": (f32,),
     }
-    options = {"pairs": [], "cuts": [[]], "places": 32} if name == "scan_pq4" else {}
+    options = {"places": 32} if name == "scan_pq4" else {}
     with pytest.raises(ValueError, match="'mmx'"):
         getattr(_native, name)("mmx", *arguments[name], **options)

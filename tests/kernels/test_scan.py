@@ -25,16 +25,13 @@ def tables_of(rng, nq, m):
     return np.stack([random_tables(rng, m) for _ in range(nq)])
 
 
-def check_scan(level, packed, tables, thresholds, *, pairs=(), cuts=None, allow=None, places=None):
+def check_scan(level, packed, tables, thresholds, *, allow=None, places=None):
     """Compare with the reference, in quads too if there are such; return each query's hits and the blocks scanned."""
-    cuts = cuts or [[]] * len(tables)
     limit = max(32 * len(packed), 32) if places is None else places
-    wanted, blocks = reference.scan(packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit)
+    wanted, blocks = reference.scan(packed, tables, thresholds, allow=allow, places=limit)
     quads = level in QUADS and packed.shape[1] % 4 == 0
     for codes in (packed, *([shifted(in_quads(packed), packed.ctypes.data % 64)] if quads else [])):
-        *found, scanned = _native.scan_pq4(
-            level, codes, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=limit
-        )
+        *found, scanned = _native.scan_pq4(level, codes, tables, thresholds, allow=allow, places=limit)
         assert scanned == blocks
         for (rows, sums), (wanted_rows, wanted_sums) in zip(found, wanted, strict=True):
             assert np.array_equal(rows, wanted_rows)
@@ -77,9 +74,8 @@ def test_largest_sum_does_not_overflow(level):
     tables[:, 0::2] = 200
     tables[:, 1::2] = 55
     packed = pack_codes(np.full((33, 256), 7, np.uint8))
-    ends = {"pairs": [126, 127], "cuts": [[126 * 255, 127 * 255]]}
-    assert check_scan(level, packed, tables, [MAX_SUM], **ends) == ([64], 2)
-    assert check_scan(level, packed, tables, [MAX_SUM + 1], **ends) == ([0], 2)
+    assert check_scan(level, packed, tables, [MAX_SUM]) == ([64], 2)
+    assert check_scan(level, packed, tables, [MAX_SUM + 1]) == ([0], 2)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -95,36 +91,14 @@ def test_odd_rows_do_not_leak_into_even_ones(level):
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("row", [0, 1, 15, 16, 30, 31])
-def test_one_row_keeps_its_block(level, row):
-    """A cut looks at every lane: the block goes on because of one row, and only that row is a hit."""
+def test_one_row_of_a_block_is_a_hit(level, row):
+    """Every lane is looked at, in a block of which no other row comes near the threshold."""
     codes = np.zeros((96, 64), np.uint8)
     codes[32 + row] = 1
     tables = np.zeros((1, 64, 16), np.uint8)
     tables[0, :, 1] = 2
-    for cuts in ([40, 80], [39, 1], [0, 80]):
-        assert check_scan(level, pack_codes(codes), tables, [128], pairs=[10, 20], cuts=[cuts]) == ([1], 3)
-    for cuts in ([41, 80], [40, 81], [MAX_SUM + 1, 0]):
-        assert check_scan(level, pack_codes(codes), tables, [128], pairs=[10, 20], cuts=[cuts]) == ([0], 3)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("m", [4, 6, 8, 48, 64, 98, 256])
-@pytest.mark.parametrize("nq", range(1, MOST_QUERIES + 1))
-def test_cuts_drop_blocks(level, m, nq):
-    rng = np.random.default_rng(m + nq)
-    packed, tables = random_codes(rng, 640, m), tables_of(rng, nq, m)
-    choices = [[1], [m // 4], [m // 2 - 1], *([[1, 2], [m // 4, m // 4 + 1], [1, m // 2 - 1]] if m > 6 else [])]
-    dropped = kept = 0
-    for pairs in choices:
-        best = [
-            [reference.scan_sums(packed[:, :p], lut[: 2 * p]).reshape(-1, 32).max(axis=1) for p in pairs]
-            for lut in tables
-        ]
-        for quantile in (0.0, 0.3, 0.9):
-            cuts = [[int(np.quantile(of_cut, quantile)) for of_cut in of_query] for of_query in best]
-            rows, _ = check_scan(level, packed, tables, [0] * nq, pairs=pairs, cuts=cuts)
-            kept, dropped = kept + sum(rows), dropped + 640 * nq - sum(rows)
-    assert kept > 0 and dropped > 0
+    assert check_scan(level, pack_codes(codes), tables, [128]) == ([1], 3)
+    assert check_scan(level, pack_codes(codes), tables, [129]) == ([0], 3)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -139,17 +113,6 @@ def test_only_allowed_rows_are_found(level, nq):
     assert check_scan(level, packed, tables, [0] * nq, allow=shifted(allow, 1))[0] == [bits] * nq
     check_scan(level, packed, tables, [1100 + 50 * i for i in range(nq)], allow=allow)
     assert check_scan(level, packed, tables, [0] * nq, allow=np.zeros(40, np.uint32)) == ([0] * nq, 40)
-
-
-@pytest.mark.parametrize("level", LEVELS)
-def test_cut_counts_rows_that_are_not_allowed(level):
-    """A cut is about the block: the row that keeps it need not be one that may be found."""
-    codes = np.zeros((32, 4), np.uint8)
-    codes[3] = 1
-    tables = np.zeros((1, 4, 16), np.uint8)
-    tables[0, :, 1] = 9
-    allow = np.array([1 << 20], np.uint32)
-    assert check_scan(level, pack_codes(codes), tables, [0], pairs=[1], cuts=[[18]], allow=allow)[0] == [1]
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -171,7 +134,7 @@ def test_level_that_scans_no_quads(level):
     with pytest.raises(
         ValueError, match=rf"packed must be \(nblocks, m / 2, 32\) at CPU level {level}, got \(2, 1, 32, 4\)"
     ):
-        _native.scan_pq4(level, packed, np.zeros((1, 8, 16), np.uint8), [0], pairs=[], cuts=[[]], places=64)
+        _native.scan_pq4(level, packed, np.zeros((1, 8, 16), np.uint8), [0], places=64)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -180,9 +143,7 @@ def test_scan_goes_on_where_it_stopped(level):
     packed, tables = random_codes(rng, 32 * 50, 12), tables_of(rng, 3, 12)
     thresholds, start, rows = [300, 700, 900], 0, [[], [], []]
     while start < len(packed):
-        *found, scanned = _native.scan_pq4(
-            level, packed[start:], tables, thresholds, pairs=[], cuts=[[]] * 3, places=70
-        )
+        *found, scanned = _native.scan_pq4(level, packed[start:], tables, thresholds, places=70)
         assert scanned > 0
         for i in range(3):
             rows[i] += (found[i][0] + 32 * start).tolist()
@@ -195,39 +156,27 @@ def test_scan_goes_on_where_it_stopped(level):
 def test_queries_do_not_depend_on_each_other(level):
     rng = np.random.default_rng(6)
     packed, tables = random_codes(rng, 3000, 64), tables_of(rng, MOST_QUERIES, 64)
-    thresholds, pairs = [4400, 0, 4000, MAX_SUM + 1], [10, 20]
-    cuts = [[1500, 3000], [1400, 0], [0, 2900], [0, 0]]
-    together = _native.scan_pq4(level, packed, tables, thresholds, pairs=pairs, cuts=cuts, places=4000)
+    thresholds = [4400, 0, 4000, MAX_SUM + 1]
+    together = _native.scan_pq4(level, packed, tables, thresholds, places=4000)
     for i in range(MOST_QUERIES):
-        alone = _native.scan_pq4(
-            level, packed, tables[i : i + 1], thresholds[i : i + 1], pairs=pairs, cuts=cuts[i : i + 1], places=4000
-        )
+        alone = _native.scan_pq4(level, packed, tables[i : i + 1], thresholds[i : i + 1], places=4000)
         assert all(np.array_equal(a, b) for a, b in zip(alone[0], together[i], strict=True))
 
 
-SCANS = st.tuples(
-    st.integers(0, 2**32), st.integers(1, 128), st.integers(0, 9), st.integers(1, MOST_QUERIES), st.integers(0, 2)
-)
+SCANS = st.tuples(st.integers(0, 2**32), st.integers(1, 128), st.integers(0, 9), st.integers(1, MOST_QUERIES))
 
 
-@given(SCANS, st.sampled_from([32, 40, 64, 1000]), st.floats(0, 1), st.floats(0, 1))
-def test_scan_equals_reference(scan, places, quantile, cut_quantile):
+@given(SCANS, st.sampled_from([32, 40, 64, 1000]), st.floats(0, 1))
+def test_scan_equals_reference(scan, places, quantile):
     """Random bytes as codes: what the parametrized cases did not think of."""
-    seed, half_m, nblocks, nq, ncuts = scan
+    seed, half_m, nblocks, nq = scan
     rng = np.random.default_rng(seed)
     packed = rng.integers(0, 256, (nblocks, half_m, 32), dtype=np.uint8)
     tables = tables_of(rng, nq, 2 * half_m)
-    pairs = sorted(rng.choice(np.arange(1, half_m), min(ncuts, half_m - 1), replace=False).tolist())
-
-    def at(share, lut, p):
-        sums = reference.scan_sums(packed[:, :p], lut[: 2 * p])
-        return int(np.quantile(sums, share)) if nblocks else 0
-
-    thresholds = [at(quantile, lut, half_m) for lut in tables]
-    cuts = [[at(cut_quantile, lut, p) for p in pairs] for lut in tables]
+    thresholds = [int(np.quantile(reference.scan_sums(packed, lut), quantile)) if nblocks else 0 for lut in tables]
     allow = rng.integers(0, 2**32, nblocks, dtype=np.uint32) if seed % 2 else None
     for level in LEVELS:
-        check_scan(level, packed, tables, thresholds, pairs=pairs, cuts=cuts, allow=allow, places=places)
+        check_scan(level, packed, tables, thresholds, allow=allow, places=places)
 
 
 def test_scan_of_nothing():

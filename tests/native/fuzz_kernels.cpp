@@ -127,26 +127,23 @@ struct ScanCall {
         const std::size_t mask = random.in(0, 3);
         for (std::uint32_t& rows : allow)
             rows = static_cast<std::uint32_t>(random() & random() & (mask == 1 && random.one_in(2) ? 0 : ~0u));
-        codes = {packed.data(), nblocks, m, std::min(random.in(0, kMaxCuts), m / 2 - 1), {}, nullptr};
+        codes = {packed.data(), nblocks, m, nullptr};
         if (mask != 0) codes.allow = allow.data();
-        for (std::size_t s = 0, low = 1; s < codes.ncuts; low = codes.pairs[s++] + 1)
-            codes.pairs[s] = random.in(low, m / 2 - (codes.ncuts - s));
         for (std::size_t i = 0; i < nq; ++i) {
-            queries[i] = {tables.data() + i * m * kSub, some_sum(i, m / 2, random), {}, nullptr, 0, 0};
-            for (std::size_t s = 0; s < codes.ncuts; ++s) queries[i].cuts[s] = some_sum(i, codes.pairs[s], random);
+            queries[i] = {tables.data() + i * m * kSub, some_sum(i, random), nullptr, 0, 0};
             queries[i].places = random.one_in(2) ? nblocks * kBlockRows + kBlockRows : random.in(32, 300);
             queries[i].found = random.one_in(4) ? random.in(0, queries[i].places) : 0;
         }
     }
 
     // A bound that decides something: the sum of a random row, or next to it, or an end of the range.
-    int some_sum(std::size_t query, std::size_t pairs, Random& random) {
+    int some_sum(std::size_t query, Random& random) {
         if (nblocks == 0 || random.one_in(6)) return random.one_in(4) ? kMaxSum + 1 : 0;
         const std::uint8_t* block = packed.data() + random.in(0, nblocks - 1) * m / 2 * kBlockRows;
         const std::uint8_t* of_query = tables.data() + query * m * kSub;
         const std::size_t row = random.in(0, kBlockRows - 1);
         int sum = static_cast<int>(random.in(0, 1));
-        for (std::size_t p = 0; p < pairs; ++p) {
+        for (std::size_t p = 0; p < m / 2; ++p) {
             const std::uint8_t pair = block[p * kBlockRows + row];
             sum += of_query[2 * p * kSub + (pair & 15)] + of_query[(2 * p + 1) * kSub + (pair >> 4)];
         }
@@ -156,7 +153,7 @@ struct ScanCall {
     bool has_quads() const { return m % (2 * kQuad) == 0; }
 
     std::string what() const {
-        return text("m", m) + text("nblocks", nblocks) + text("queries", nq) + text("cuts", codes.ncuts);
+        return text("m", m) + text("nblocks", nblocks) + text("queries", nq);
     }
 
     std::size_t m, nblocks, nq;

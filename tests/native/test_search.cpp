@@ -23,7 +23,7 @@ using namespace vqdistill;
 
 namespace {
 
-// So many rows and codes that a scan has cuts; and so many that threads share the lists of a query.
+// Rows for a few epochs; and so many that threads share the lists of a query.
 constexpr std::size_t kRows = 80000, kHeavyRows = 800'000;
 constexpr std::size_t kD = 16, kM = 16, kDsub = 1, kLists = 12, kQueries = 16, kBest = 10;
 
@@ -133,17 +133,15 @@ RangeHits find_range(const IvfSearch& search, const Arrays& arrays, std::size_t 
     return search.range_search(arrays.queries.data(), kQueries, options, limits, stats);
 }
 
-// A few lists, all of them, lists by how likely they are, cuts in the scan, rows that may not be found, verification of
+// A few lists, all of them, lists by how likely they are, rows that may not be found, verification of
 // all candidates and of as many as it takes.
 std::vector<SearchOptions> ways_to_search(const Arrays& arrays) {
-    constexpr float kInf = std::numeric_limits<float>::infinity();
     return {
-        {kBest, {4}, 0, {}, kInf, {}, 1},
-        {kBest, {kLists}, 0, {}, kInf, {}, 1},
-        {kBest, {kLists, 0.5f, 10.0f}, 0, {}, kInf, {}, 1},
-        {kBest, {10}, 0, {}, 2.0f, {}, 1},
-        {kBest, {kLists}, 60, {}, 2.0f, {}, 1},
-        {kBest, {kLists}, 60, {0.5f, 10.0f}, 2.0f, arrays.allow(), 1},
+        {kBest, {4}, 0, {}, {}, 1},
+        {kBest, {kLists}, 0, {}, {}, 1},
+        {kBest, {kLists, 0.5f, 10.0f}, 0, {}, {}, 1},
+        {kBest, {kLists}, 60, {}, {}, 1},
+        {kBest, {kLists}, 60, {0.5f, 10.0f}, arrays.allow(), 1},
     };
 }
 

@@ -13,7 +13,7 @@ from vqdistill.config import DistillConfig, IvfPqConfig
 from vqdistill.data.relevance import Relevance
 from vqdistill.data.sources import EmbeddingSource
 from vqdistill.distill.adapter import candidate_quality, hard_temperature, learn_adapter
-from vqdistill.distill.calibration import calibrate_search, widest_codebooks_first
+from vqdistill.distill.calibration import calibrate_search
 from vqdistill.distill.descent import Descent
 from vqdistill.distill.held_out import FEWEST_QUERIES, HeldOut, split, surely_better
 from vqdistill.distill.judged import HardSampler, JudgedQueries, Judgments, renumber
@@ -155,7 +155,7 @@ class Distiller:
             model = replace(model, learned=_learned(model, queries, relevance, train))
         if terms is not None and judgments is not None and self.model.verify_units:
             model = self._verify(model, codes, lesson, judgments.local(queries, rows))
-        model, codes = self._finish(model, codes, lesson.judge)
+        self._finish(model, codes, lesson.judge)
         self.codes = codes if len(rows) == src.n else None
         return model
 
@@ -193,15 +193,13 @@ class Distiller:
             model = self._route(model, lesson, rng)
         return model, codes
 
-    def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> tuple[IvfPqModel, Codes]:
-        """Put codebooks in order, and find out how the model is best searched."""
-        model, codes = widest_codebooks_first(model, codes)
+    def _finish(self, model: IvfPqModel, codes: Codes, judge: HeldOut) -> None:
+        """Find out how the model is best searched."""
         self.calibrated = {}
         if judge.usable:
             with self.progress.stage("calibrate the search"):
                 self.report["candidate_recall"] = judge.candidate_recall(model, codes)
                 self.calibrated = calibrate_search(judge, model, codes, self.report.get("routing"))
-        return model, codes
 
     def _corpus(self, src: EmbeddingSource, rows: npt.NDArray[np.int64]) -> Corpus:
         x = np.empty((len(rows), src.dim), np.float32)

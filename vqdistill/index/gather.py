@@ -81,7 +81,7 @@ def find_options(options: dict[str, Any], n: int) -> dict[str, Any]:
     ----------
     options : of `Engine.search`
     """
-    probing = {name: options[name] for name in ("nprobe", "lift", "temperature", "deviations") if name in options}
+    probing = {name: options[name] for name in ("nprobe", "lift", "temperature") if name in options}
     count = candidate_count(options["k"], options["refine"], n)
     return probing | {"count": count, "rescore": not options["refine"]}
 

@@ -36,8 +36,6 @@ class SearchPolicy:
     """Expected share of the k results among the candidates read when reading stops; None = reads all of `refine`."""
     error: float | None = None
     """Standard deviation of exact score - code score among a query's candidates, around its mean."""
-    deviations: float | None = None
-    """Standard deviations above its mean that the rest of a code is credited with when a scan drops blocks early."""
 
     def fill(self, params: SearchParams, k: int) -> SearchParams:
         """Put the defaults in where a search for `k` results leaves the choice to the index."""
@@ -69,7 +67,7 @@ class SearchPolicy:
             "temperature": self.temperature,
             "confidence": self.confidence,
             "error": self.error,
-            "deviations": self.deviations,
+            "deviations": None,  # of scans that read parts of codes, which readers of this format may do
         }
 
     @classmethod
@@ -82,7 +80,7 @@ class SearchPolicy:
             If anything is missing, superfluous, out of range or contradictory.
         """
         first = frozenset({"nprobe", "refine"})
-        search.require_keys(first if version == 1 else frozenset(cls.__dataclass_fields__))
+        search.require_keys(first if version == 1 else frozenset({*cls.__dataclass_fields__, "deviations"}))
         refine = search.integer("refine", 0, 2**40)
         if refine and not has_dense:
             search.fail("refine", refine, "0 where no dense rows are stored")
@@ -100,7 +98,7 @@ class SearchPolicy:
         confidence, error = search.number_or_null("confidence", 0.0, 1.0), search.number_or_null("error", *_FLOAT32)
         if (error is None and confidence is not None) or (confidence is None and error is not None and version < 4):
             search.fail("confidence", confidence, "null if error is, and before version 4 only then")
-        deviations = search.number_or_null("deviations", 0.0, 1e6)
+        search.number_or_null("deviations", 0.0, 1e6)
         return cls(
             nprobe=nprobe,
             refine=refine,
@@ -109,7 +107,6 @@ class SearchPolicy:
             temperature=temperature,
             confidence=confidence,
             error=error,
-            deviations=deviations,
         )
 
 

@@ -52,10 +52,9 @@ class Options:
             certificate = self.certificate(recall)
             rung, k = certificate.choose(recall, self.checked_k(k)), certificate.k
             params = replace(params, recall=None, **rung.options)
-        results, deviations = self.checked_k(k), self._manifest.search.deviations
+        results = self.checked_k(k)
         params = self._manifest.search.fill(params, results)
-        fixed = {"k": results, "deviations": math.inf if deviations is None else deviations}
-        return params, fixed | self.probing(params) | self._verification(params, results)
+        return params, {"k": results} | self.probing(params) | self._verification(params, results)
 
     def certificate(self, recall: Any) -> Certificate:
         """Return what was proven of this generation, for a wanted recall."""

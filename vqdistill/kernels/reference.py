@@ -62,8 +62,6 @@ def scan(
     tables: U8,
     thresholds: Sequence[int],
     *,
-    pairs: Sequence[int] = (),
-    cuts: Sequence[Sequence[int]] | None = None,
     allow: U32 | None = None,
     places: int | None = None,
 ) -> tuple[list[tuple[I64, I64]], int]:
@@ -72,9 +70,7 @@ def scan(
     Parameters
     ----------
     tables : (nq, m, 16) uint8
-    thresholds : of the whole sums, one for each query
-    pairs, cuts : a block goes on for query i behind pairs[s] pairs of subspaces only if the partial sum of one of its
-        32 rows, allowed or not, has reached cuts[i][s]
+    thresholds : of the sums, one for each query
     allow : (nblocks,) uint32; bit r = row r of the block may be found; None = all rows
     places : hits that a query has room for; None = no limit
 
@@ -87,11 +83,8 @@ def scan(
     allow = np.full(nblocks, 0xFFFFFFFF, np.uint32) if allow is None else allow
     hits = np.tile((allow[:, None] >> np.arange(BLOCK_ROWS, dtype=np.uint32) & 1).astype(bool), (len(tables), 1, 1))
     sums = np.stack([scan_sums(packed, lut).reshape(-1, BLOCK_ROWS) for lut in tables])
-    for i, lut in enumerate(tables):
+    for i in range(len(tables)):
         hits[i] &= sums[i] >= thresholds[i]
-        for p, cut in zip(pairs, cuts[i] if cuts else (), strict=True):
-            partial = scan_sums(packed[:, :p], lut[: 2 * p]).reshape(-1, BLOCK_ROWS)
-            hits[i] &= partial.max(axis=1, keepdims=True) >= cut
     scanned = nblocks
     if places is not None:
         by_block = hits.sum(axis=2)
@@ -331,7 +324,7 @@ class ReferenceEngine:
         return np.full(len(lists), term)
 
     def code_scores(self, query: F32) -> F64:
-        """Return the score of every position by its code and the float tables, without any cut -> (n,) float64."""
+        """Return the score of every position by its code and the float tables -> (n,) float64."""
         n, nlist = int(self.list_offsets[-1]), len(self.router)
         codes = unpack_codes(self.packed, n)
         sums = self.lut(query).astype(np.float64)[np.arange(codes.shape[1]), codes].sum(axis=1)
@@ -369,7 +362,7 @@ class ReferenceEngine:
     ) -> tuple[F32, I64, I64]:
         """Return scores (q, k), positions (q, k) and the first four stats (q, 4), as `Engine.search` does.
 
-        `allow` is (n,) bool. There are no cuts: scores of codes are those of whole codes.
+        `allow` is (n,) bool.
         """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         positions = np.full((len(queries), k), -1, np.int64)

@@ -23,7 +23,7 @@ from vqdistill.server.links import MAX_BYTES, Address, OtherGeneration, decode, 
 _log = logging.getLogger(__name__)
 _GENERATIONS = 2
 """That are held: the newest, and the one that searches under way may still ask for."""
-_ENGINE = ("count", "nprobe", "lift", "temperature", "deviations", "rescore", "timeout_s")
+_ENGINE = ("count", "nprobe", "lift", "temperature", "rescore", "timeout_s")
 
 
 class PartServer:
