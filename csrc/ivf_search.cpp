@@ -120,16 +120,43 @@ void IvfSearch::search(const float* queries, std::size_t q, const SearchOptions&
     });
 }
 
-void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateOptions& options, CallLimits& limits,
-                           const CandidatesOut& out, QueryStats* stats) const {
-    const bool flat = scans_everything(options.probe, options.allow), rescored = out.rescored != nullptr;
-    const std::size_t bytes =
-        index_.m * kSub * (rescored ? 5 : 1) + 2 * options.count * sizeof(Scored) + 4 * index_.d;
-    run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
+void IvfSearch::plan(const float* queries, std::size_t q, const ProbeRule& probe, const AllowView& allow, bool keep_lut,
+                     CallLimits& limits, SearchPlan& plan) const {
+    plan.every_list = scans_everything(probe, allow);
+    const std::size_t bytes = index_.m * kSub * 5 + 4 * index_.d;
+    run_blocks(q, bytes, 1, [&](std::size_t first, std::size_t count, Workspace& work) {
         const float* const block = query_adapter_.apply(queries + first * index_.d, count, work.adapted);
+        tables_.plan(block, count, keep_lut, plan, work.tables);
+        if (plan.every_list) return;
+        router_.route(block, count, probe, allow, limits, work.routes);
+        for (std::size_t i = 0; i < count; ++i) {
+            for (const Scored& list : work.routes.lists[i]) {
+                plan.lists.push_back(static_cast<std::int32_t>(list.id));
+                plan.terms.push_back(list.score);
+            }
+            plan.offsets.push_back(static_cast<std::int64_t>(plan.lists.size()));
+        }
+    });
+}
+
+void IvfSearch::candidates(const PlanView& plan, std::size_t q, const CandidateOptions& options, CallLimits& limits,
+                           const CandidatesOut& out, QueryStats* stats) const {
+    const bool flat = plan.offsets == nullptr;
+    const std::size_t bytes = index_.m * kSub + 2 * options.count * sizeof(Scored);
+    run_blocks(q, bytes, options.threads, [&](std::size_t first, std::size_t count, Workspace& work) {
         if (work.queries.size() < count) work.queries.resize(count);
         for (std::size_t i = 0; i < count; ++i) work.queries[i].found.reset(options.count);
-        find_candidates(block, count, options.probe, options.allow, rescored, limits, stats + first, work);
+        tables_.take(plan, first, count, work.tables);
+        if (!flat) {
+            if (work.routes.lists.size() < count) work.routes.lists.resize(count);
+            for (std::size_t i = 0; i < count; ++i) {
+                std::vector<Scored>& lists = work.routes.lists[i];
+                lists.clear();
+                for (std::int64_t at = plan.offsets[first + i]; at < plan.offsets[first + i + 1]; ++at)
+                    lists.push_back({plan.terms[at], 0, plan.lists[at]});
+            }
+        }
+        scan(count, flat, options.allow, limits, stats + first, work);
         for (std::size_t i = 0; i < count; ++i) {
             const QueryScan& query = work.queries[i];
             const Span<Scored> found = work.queries[i].found.best();
@@ -140,7 +167,7 @@ void IvfSearch::candidates(const float* queries, std::size_t q, const CandidateO
                 out.positions[row + j] = there ? found[j].id : -1;
                 out.lists[row + j] = there ? list_of(query, found[j], flat) : -1;
             }
-            if (!rescored) continue;
+            if (!options.rescore) continue;
             rescore(query, {found.data, kept}, work.codes);
             for (std::size_t j = 0; j < options.count; ++j) out.rescored[row + j] = j < kept ? found[j].score : -kInf;
         }
@@ -211,6 +238,12 @@ void IvfSearch::find_candidates(const float* queries, std::size_t q, const Probe
     const bool flat = scans_everything(probe, allow);
     if (!flat) router_.route(queries, q, probe, allow, limits, work.routes);
     tables_.build(queries, q, keep_lut, work.tables);
+    scan(q, flat, allow, limits, stats, work);
+}
+
+// Scans for a block of queries, whose lists and tables are in `work`.
+void IvfSearch::scan(std::size_t q, bool flat, const AllowView& allow, CallLimits& limits, QueryStats* stats,
+                     Workspace& work) const {
     prepare(q, flat, work);
     scan_.run({work.queries.data(), q}, allow, flat, work.threads, limits, work.scan);
     for (std::size_t i = 0; i < q; ++i) {

@@ -39,7 +39,7 @@ inline bool operator==(const SearchOptions& a, const SearchOptions& b) {
 
 struct CandidateOptions {
     std::size_t count;  // candidates a query, >= 1
-    ProbeRule probe;
+    bool rescore;       // by the float tables of the plan, too
     AllowView allow;
     std::size_t threads;
 };
@@ -47,7 +47,7 @@ struct CandidateOptions {
 // Where the candidates of q queries go, (q, count) each, best code first; behind the last one -inf, -1 and -1.
 struct CandidatesOut {
     float* scores;            // by 8-bit tables, which choose them
-    float* rescored;          // by float tables; null = not wanted
+    float* rescored;          // by float tables, if wanted
     std::int64_t* positions;
     std::int32_t* lists;
 };
@@ -88,11 +88,16 @@ public:
     void search(const float* queries, std::size_t q, const SearchOptions& options, CallLimits& limits, float* scores,
                 std::int64_t* positions, QueryStats* stats) const;
 
-    // First half of a search that other parts of the index take part in: what search() verifies; stats (q).
-    void candidates(const float* queries, std::size_t q, const CandidateOptions& options, CallLimits& limits,
+    // A search in which other parts of the index take part begins with what all of them need to know of queries (q, d): an
+    // index with no row of its own can tell.
+    void plan(const float* queries, std::size_t q, const ProbeRule& probe, const AllowView& allow, bool keep_lut,
+              CallLimits& limits, SearchPlan& plan) const;
+
+    // Then each finds what search() would verify; stats (q). REQUIRES the plan to be one of the whole index.
+    void candidates(const PlanView& plan, std::size_t q, const CandidateOptions& options, CallLimits& limits,
                     const CandidatesOut& out, QueryStats* stats) const;
 
-    // Second half: exact scores (q, count) of the first reads[i] of the positions (q, count) of each query, and -inf.
+    // At last: exact scores (q, count) of the first reads[i] of the positions (q, count) of each query, and -inf.
     void score(const float* queries, std::size_t q, const std::int64_t* positions, std::size_t count,
                const std::int64_t* reads, std::size_t threads, CallLimits& limits, float* scores,
                QueryStats* stats) const;
@@ -109,6 +114,8 @@ private:
     void run_blocks(std::size_t q, std::size_t query_bytes, std::size_t threads, Search search) const;
     void find_candidates(const float* queries, std::size_t q, const ProbeRule& probe, const AllowView& allow,
                          bool keep_lut, CallLimits& limits, QueryStats* stats, Workspace& work) const;
+    void scan(std::size_t q, bool flat, const AllowView& allow, CallLimits& limits, QueryStats* stats,
+              Workspace& work) const;
     void prepare(std::size_t q, bool flat, Workspace& work) const;
     void verify(const float* queries, std::size_t q, std::size_t k, const StopRule& rule, CallLimits& limits,
                 QueryStats* stats, Workspace& work) const;

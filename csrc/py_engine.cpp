@@ -1,7 +1,9 @@
 // Engine of the Python module: checks, allocates outputs, releases the GIL, searches.
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 
 #include "py_search.h"
 
@@ -45,6 +47,45 @@ py::array_t<std::int64_t> stats_array(const std::vector<QueryStats>& stats) {
     return out;
 }
 
+// The plan of q queries for an index.
+class PlanArrays {
+public:
+    PlanArrays(const py::object& offsets, const py::object& lists, const py::object& terms, const py::object& tables,
+               const py::object& scales, const py::object& luts, const IndexView& index)
+        : tables_(tables, "tables", "(q, m * 16) uint8", {kAny, static_cast<py::ssize_t>(index.m * kSub)}),
+          scales_(scales, "scales", "(q, 3) float64", {of_all(), 3}),
+          lists_(lists, "lists", "(visits,) int32", {kAny}),
+          terms_(terms, "terms", "(visits,) float32", {lists_.array().shape(0)}),
+          luts_(luts, "luts", "(q, m * 16) float32, or none", {kAny, static_cast<py::ssize_t>(index.m * kSub)}) {
+        view_ = {nullptr, lists_.data(), terms_.data(), tables_.data(), scales_.data(), has_luts() ? luts_.data() : nullptr};
+        if (luts_.size(0) != 0 && !has_luts()) refuse("luts", "of each query, or none", describe(luts_.array()));
+        if (offsets.is_none()) {
+            if (index.residual) refuse("offsets", "(q + 1,) int64 for residual codes", "None");
+            return;
+        }
+        offsets_.emplace(offsets, "offsets", "(q + 1,) int64", Shape{of_all() + 1});
+        const std::int64_t* const ends = offsets_->data();
+        const auto visits = static_cast<std::int64_t>(lists_.size(0));
+        if (ends[0] != 0 || ends[q()] != visits || !std::is_sorted(ends, ends + q() + 1))
+            refuse("offsets", "rising from 0 to " + std::to_string(visits), "others");
+        for (std::int64_t at = 0; at < visits; ++at)
+            in_range("lists", view_.lists[at], 0, static_cast<py::ssize_t>(index.nlist) - 1);
+        view_.offsets = ends;
+    }
+    std::size_t q() const { return tables_.size(0); }
+    bool has_luts() const { return q() > 0 && luts_.size(0) == q(); }
+    const PlanView& view() const { return view_; }
+
+private:
+    py::ssize_t of_all() const { return tables_.array().shape(0); }
+    Array<std::uint8_t> tables_;
+    Array<double> scales_;
+    Array<std::int32_t> lists_;
+    Array<float> terms_, luts_;
+    std::optional<Array<std::int64_t>> offsets_;
+    PlanView view_;
+};
+
 class Engine {
 public:
     explicit Engine(const IndexArguments& from)
@@ -81,24 +122,41 @@ public:
         return asked->result();
     }
 
-    py::tuple candidates(const py::object& queries, py::ssize_t count, py::ssize_t nprobe, float lift, float temperature,
-                         bool rescore, const py::object& allow, py::ssize_t threads,
-                         double timeout_s) const {
+    py::tuple plan(const py::object& queries, py::ssize_t nprobe, float lift, float temperature, bool rescore,
+                   const py::object& allow, double timeout_s) const {
         const Array<float> x = checked_queries(queries);
         const Allow allowed(allow.is_none() ? arrays_.alive() : allow, "allow", search_.index());
-        const CandidateOptions options{in_range("count", count, 1, PY_SSIZE_T_MAX), probe_rule(nprobe, lift, temperature),
-                                       allowed.view(), in_range("threads", threads, 1, 1024)};
-        py::array_t<float> scores = empty<float>({x.size(0), options.count});
-        py::array_t<float> rescored = empty<float>({x.size(0), rescore ? options.count : 0});
-        py::array_t<std::int64_t> positions = empty<std::int64_t>({x.size(0), options.count});
-        py::array_t<std::int32_t> lists = empty<std::int32_t>({x.size(0), options.count});
-        const CandidatesOut out{scores.mutable_data(), rescore ? rescored.mutable_data() : nullptr,
-                                positions.mutable_data(), lists.mutable_data()};
-        std::vector<QueryStats> stats(x.size(0));
+        const ProbeRule probe = probe_rule(nprobe, lift, temperature);
+        SearchPlan plan;
         run_limited(timeout_s, [&](CallLimits& limits) {
-            search_.candidates(x.data(), x.size(0), options, limits, out, stats.data());
+            search_.plan(x.data(), x.size(0), probe, allowed.view(), rescore, limits, plan);
         });
-        return py::make_tuple(scores, rescored, positions, lists, stats_array(stats));
+        const std::size_t q = x.size(0), entries = search_.index().m * kSub;
+        const py::object offsets = plan.every_list ? py::object(py::none()) : array_of(plan.offsets);
+        return py::make_tuple(offsets, array_of(plan.lists), array_of(plan.terms),
+                              array_of(plan.tables).reshape({q, entries}), array_of(plan.scales).reshape({q, std::size_t{3}}),
+                              array_of(plan.luts).reshape({rescore ? q : 0, entries}));
+    }
+
+    py::tuple candidates(const py::object& offsets, const py::object& lists, const py::object& terms,
+                         const py::object& tables, const py::object& scales, const py::object& luts, py::ssize_t count,
+                         const py::object& allow, py::ssize_t threads, double timeout_s) const {
+        const PlanArrays plan(offsets, lists, terms, tables, scales, luts, search_.index());
+        const Allow allowed(allow.is_none() ? arrays_.alive() : allow, "allow", search_.index());
+        const CandidateOptions options{in_range("count", count, 1, PY_SSIZE_T_MAX), plan.has_luts(), allowed.view(),
+                                       in_range("threads", threads, 1, 1024)};
+        const std::size_t q = plan.q();
+        py::array_t<float> scores = empty<float>({q, options.count});
+        py::array_t<float> rescored = empty<float>({q, options.rescore ? options.count : 0});
+        py::array_t<std::int64_t> positions = empty<std::int64_t>({q, options.count});
+        py::array_t<std::int32_t> of_lists = empty<std::int32_t>({q, options.count});
+        const CandidatesOut out{scores.mutable_data(), rescored.mutable_data(), positions.mutable_data(),
+                                of_lists.mutable_data()};
+        std::vector<QueryStats> stats(q);
+        run_limited(timeout_s, [&](CallLimits& limits) {
+            search_.candidates(plan.view(), q, options, limits, out, stats.data());
+        });
+        return py::make_tuple(scores, rescored, positions, of_lists, stats_array(stats));
     }
 
     py::tuple score(const py::object& queries, const py::object& positions, const py::object& reads,
@@ -232,9 +290,10 @@ void bind_engine(py::module_& module) {
              arg("query_adapter") = py::none(), arg("verify_adapter") = py::none(),
              arg("added") = py::tuple(), arg("alive") = py::none(), arg("spread") = py::tuple(),
              arg("whole") = py::none())
-        .def("candidates", &Engine::candidates, arg("queries"), py::kw_only(), arg("count"), arg("nprobe"), arg("lift") = 0.0f,
-             arg("temperature") = 1.0f, arg("rescore"), arg("allow") = py::none(),
-             arg("threads"), arg("timeout_s") = kInfinity)
+        .def("plan", &Engine::plan, arg("queries"), py::kw_only(), arg("nprobe"), arg("lift") = 0.0f,
+             arg("temperature") = 1.0f, arg("rescore"), arg("allow") = py::none(), arg("timeout_s") = kInfinity)
+        .def("candidates", &Engine::candidates, py::kw_only(), arg("offsets"), arg("lists"), arg("terms"), arg("tables"),
+             arg("scales"), arg("luts"), arg("count"), arg("allow") = py::none(), arg("threads"), arg("timeout_s") = kInfinity)
         .def("score", &Engine::score, arg("queries"), arg("positions"), arg("reads"), py::kw_only(), arg("threads"),
              arg("timeout_s") = kInfinity)
         .def("range_search", &Engine::range_search, arg("queries"), py::kw_only(), arg("threshold"), arg("margin"),

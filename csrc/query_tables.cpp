@@ -62,10 +62,7 @@ void TableBuilder::build(const float* queries, std::size_t q, bool keep_lut, Scr
         const std::size_t count = std::min(kProjected, q - first);
         float* const luts = scratch.lut.data() + (keep_lut ? first * size : 0);
         const float* const part = queries + first * index_.d;
-        if (index_.additive())
-            index_.codewords.products(kernels_, part, count, size, index_.d, luts);
-        else
-            product_luts(part, count, luts, scratch);
+        luts_of(part, count, luts, scratch);
         for (std::size_t i = 0; i < count; ++i) {
             QueryTables& query = scratch.queries[first + i];
             std::uint8_t* const tables = all_tables + (first + i) * size;
@@ -77,6 +74,43 @@ void TableBuilder::build(const float* queries, std::size_t q, bool keep_lut, Scr
             if (index_.quads) tables_to_quads(tables, index_.m);
         }
     }
+}
+
+void TableBuilder::take(const PlanView& plan, std::size_t first, std::size_t q, Scratch& scratch) const {
+    const std::size_t size = index_.m * kSub;
+    scratch.tables.resize(q * size + kLine);
+    std::uint8_t* const all_tables = line_from(scratch.tables.data());
+    std::copy_n(plan.tables + first * size, q * size, all_tables);
+    scratch.queries.resize(q);
+    for (std::size_t i = 0; i < q; ++i) {
+        std::uint8_t* const tables = all_tables + i * size;
+        const double* const scale = plan.scales + 3 * (first + i);
+        scratch.queries[i] = {tables, plan.luts == nullptr ? nullptr : plan.luts + (first + i) * size,
+                              {scale[0], static_cast<float>(scale[1])}, static_cast<float>(scale[2]),
+                              highest_sum(tables, index_.m)};
+        if (index_.quads) tables_to_quads(tables, index_.m);
+    }
+}
+
+void TableBuilder::plan(const float* queries, std::size_t q, bool keep_lut, SearchPlan& plan, Scratch& scratch) const {
+    const std::size_t size = index_.m * kSub, before = plan.tables.size();
+    plan.tables.resize(before + q * size);
+    scratch.lut.resize(std::max(scratch.lut.size(), q * size));
+    luts_of(queries, q, scratch.lut.data(), scratch);
+    for (std::size_t i = 0; i < q; ++i) {
+        const float* const lut = scratch.lut.data() + i * size;
+        const TableScale scale = kernels_.quantize_tables(lut, index_.m, plan.tables.data() + before + i * size);
+        for (const double number : {scale.bias, double{scale.step}, double{constant_term(queries + i * index_.d)}})
+            plan.scales.push_back(number);
+    }
+    if (keep_lut) plan.luts.insert(plan.luts.end(), scratch.lut.data(), scratch.lut.data() + q * size);
+}
+
+void TableBuilder::luts_of(const float* queries, std::size_t q, float* luts, Scratch& scratch) const {
+    if (index_.additive())
+        index_.codewords.products(kernels_, queries, q, index_.m * kSub, index_.d, luts);
+    else
+        product_luts(queries, q, luts, scratch);
 }
 
 // From R q, or 2 R (q - mean) for l2, where the scores hold twice the inner product.

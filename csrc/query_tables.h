@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "index_view.h"
+#include "search_plan.h"
 
 namespace vqdistill {
 
@@ -32,7 +33,14 @@ public:
     // Fills scratch.queries for queries (q, d); `keep_lut` = with float tables.
     void build(const float* queries, std::size_t q, bool keep_lut, Scratch& scratch) const;
 
+    // The same from what has been planned of queries first .. first + q - 1. REQUIRES the plan to outlive their use.
+    void take(const PlanView& plan, std::size_t first, std::size_t q, Scratch& scratch) const;
+
+    // Puts the tables of queries (q, d) behind those of a plan.
+    void plan(const float* queries, std::size_t q, bool keep_lut, SearchPlan& plan, Scratch& scratch) const;
+
 private:
+    void luts_of(const float* queries, std::size_t q, float* luts, Scratch& scratch) const;
     void product_luts(const float* queries, std::size_t q, float* luts, Scratch& scratch) const;
     float constant_term(const float* query) const;
 

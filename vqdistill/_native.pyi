@@ -388,15 +388,48 @@ class Engine:
         TypeError, ValueError
             As `search`.
         """
-    def candidates(
+    def plan(
         self,
         queries: _F32,
         *,
-        count: int,
         nprobe: int,
         lift: float = 0.0,
         temperature: float = 1.0,
         rescore: bool,
+        allow: _Allow | None = None,
+        timeout_s: float = ...,
+    ) -> tuple[_I64 | None, npt.NDArray[np.int32], _F32, _U8, npt.NDArray[np.float64], _F32]:
+        """Work out what a search in which several parts of an index take part needs to know of its queries.
+
+        Parameters
+        ----------
+        rescore : whether scores by the float tables are wanted
+        queries, nprobe, lift, temperature, allow, timeout_s : as for `search`
+
+        Returns
+        -------
+        offsets : (q + 1,) int64, those of each query's lists; None = all visit every list, whose rows share a base
+        lists : (visits,) int32, best first
+        terms : (visits,) float32, what each of them adds to the scores of its rows
+        tables : (q, m * 16) uint8
+        scales : (q, 3) float64: bias and step of the tables, and what all rows of the query have in common
+        luts : (q, m * 16) float32, what tables were rounded from; (0, m * 16) if not to be scored again
+
+        Raises
+        ------
+        TypeError, ValueError, TimeoutError, KeyboardInterrupt
+            As `search`.
+        """
+    def candidates(
+        self,
+        *,
+        offsets: _I64 | None,
+        lists: npt.NDArray[np.int32],
+        terms: _F32,
+        tables: _U8,
+        scales: npt.NDArray[np.float64],
+        luts: _F32,
+        count: int,
         allow: _Allow | None = None,
         threads: int,
         timeout_s: float = ...,
@@ -405,15 +438,14 @@ class Engine:
 
         Parameters
         ----------
+        offsets, lists, terms, tables, scales, luts : what `plan` of the whole index gave
         count : candidates a query, as `candidate_count` has them for the whole
-        rescore : whether their scores by the float tables are wanted
-        allow : as for `search`, but per_list counts the rows of the whole
-        queries, nprobe, lift, temperature, threads, timeout_s : as for `search`
+        allow, threads, timeout_s : as for `search`
 
         Returns
         -------
         scores : (q, count) float32 by 8-bit tables, falling; -inf where nothing was found
-        rescored : (q, count) float32 by float tables; (q, 0) if not wanted
+        rescored : (q, count) float32 by float tables; (q, 0) without these
         positions : (q, count) int64; equal scores go by lower position, -1 where nothing was found
         lists : (q, count) int32 of these rows
         stats : (q, 7), as of `search`

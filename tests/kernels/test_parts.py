@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vqdistill.index.gather import PLAN
 from vqdistill.kernels import Engine, candidate_count, choose_results, merge_candidates, pack_codes
 
 N, D, M, NLIST, Q = 500, 8, 4, 6, 9
@@ -67,11 +68,12 @@ def test_two_halves_are_one_search(whole: Rows, halves: list[Rows], refine: int,
     k, stop = 5, stop if refine else {}
     wanted = whole.engine().search(QUERIES, k=k, refine=refine, **stop, **PROBE)
     sizes, count, found, engines = np.diff(whole.offsets), candidate_count(k, refine, N), [], []
+    nothing = {"list_offsets": np.zeros(NLIST + 1, np.int64), "packed": np.empty((0, M // 2, 32), np.uint8)}
+    planner = whole.engine(whole=sizes, dense_dtype="none", dense_fd=-1, **nothing)
+    plan = dict(zip(PLAN, planner.plan(QUERIES, nprobe=3, rescore=not refine), strict=True))
     for number, rows in enumerate(halves):
         engines.append(rows.engine(whole=sizes))
-        scores, rescored, positions, lists, _ = engines[-1].candidates(
-            QUERIES, count=count, rescore=not refine, **PROBE
-        )
+        scores, rescored, positions, lists, _ = engines[-1].candidates(**plan, count=count, threads=1)
         before = whole.offsets[:-1] - rows.offsets[:-1] + number * np.diff(halves[0].offsets)
         found.append((scores, rescored, np.where(positions < 0, -1, positions + before[lists]), positions))
     origins, reads = merge_candidates([part[0] for part in found], [part[2] for part in found])
@@ -102,11 +104,26 @@ def test_rows_may_lie_in_several_files(whole: Rows, halves: list[Rows]) -> None:
 
 def test_odd_arguments_are_refused(whole: Rows, halves: list[Rows]) -> None:
     engine, zeros = whole.engine(), np.zeros((Q, 3), np.int64)
+    plan = dict(zip(PLAN, engine.plan(QUERIES, nprobe=3, rescore=True), strict=True))
+
+    def found(count: int = 5, **changes: Any) -> Any:
+        return engine.candidates(**plan | changes, count=count, threads=1)
+
     calls: dict[str, Any] = {
         "files whose list_offsets add up": lambda: whole.engine(spread=[(halves[0].offsets, halves[0].fd, None)]),
         "spread must be .list_offsets, dense_fd": lambda: whole.engine(spread=[(halves[0].offsets,)]),
         "whole must be .nlist,. int64": lambda: whole.engine(whole=np.zeros(2, np.int64)),
-        "count must be in 1": lambda: engine.candidates(QUERIES, count=0, rescore=False, **PROBE),
+        "count must be in 1": lambda: found(0),
+        "offsets must be .q . 1,. int64 for residual codes, got None": lambda: found(offsets=None),
+        "offsets must be rising from 0 to 27": lambda: found(offsets=plan["offsets"][::-1].copy()),
+        "offsets must be .q . 1,. int64": lambda: found(offsets=plan["offsets"][1:].copy()),
+        "lists must be in 0..5, got 6": lambda: found(lists=plan["lists"] + (plan["lists"] == 5)),
+        "lists must be in 0..5, got -1": lambda: found(lists=plan["lists"] - (plan["lists"] == 0)),
+        "terms must be .visits,. float32": lambda: found(terms=plan["terms"][1:].copy()),
+        r"tables must be .q, m \* 16. uint8": lambda: found(tables=plan["tables"][:, 1:].copy()),
+        "scales must be .q, 3. float64": lambda: found(scales=plan["scales"][1:].copy()),
+        "luts must be of each query, or none": lambda: found(luts=plan["luts"][1:].copy()),
+        "rescore": lambda: engine.plan(QUERIES, nprobe=3),
         "reads must be in 0..3, got 4": lambda: engine.score(QUERIES, zeros, np.full(Q, 4), threads=1),
         "positions must be in 0..499, got 500": lambda: engine.score(QUERIES, zeros + N, np.full(Q, 1), threads=1),
         "scores must be of a part or more": lambda: merge_candidates([], []),

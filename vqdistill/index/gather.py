@@ -1,11 +1,12 @@
 """A search whose rows lie in parts, in processes of their own: what each part finds, and what all together found.
 
-The results are those of one index of all rows: lists are chosen by the rows of the whole, each part gives its best
-candidates by code, and of the best of all those rows are read that the one index would have read.
+The results are those of one index of all rows: lists are chosen once, by the rows of the whole, each part gives its
+best candidates by code, and of the best of all those rows are read that the one index would have read.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,15 @@ import numpy.typing as npt
 from vqdistill.index.allow import prepare_allow
 from vqdistill.index.rows import I64
 from vqdistill.index.sharded import ShardedReader
-from vqdistill.kernels import candidate_count, choose_results, merge_candidates
+from vqdistill.kernels import choose_results, merge_candidates
 from vqdistill.types import WORK, F32Rows
 
 _ONCE = [WORK.index("lists_probed")]
 """Columns of work that every part has done alike."""
+PLAN = ("offsets", "lists", "terms", "tables", "scales", "luts")
+"""What is planned of queries, as `Engine.plan` gives it."""
+Plan = dict[str, Any]
+"""Arrays by these names, or None."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,36 @@ class Candidates:
     """(q, 7)"""
 
 
+class Planner:
+    """What there is to know of queries before any row is looked at, worked out once for all parts.
+
+    Parameters
+    ----------
+    reader : of all shards; need not have their codes
+    """
+
+    def __init__(self, reader: ShardedReader) -> None:
+        self.reader = reader
+        self._engine = reader.planner()
+
+    def plan(
+        self, queries: F32Rows, options: dict[str, Any], *, allow: Any = None, timeout_s: float = math.inf
+    ) -> Plan:
+        """Plan a search.
+
+        Parameters
+        ----------
+        queries : (q, d), prepared
+        options : of `Engine.search`
+        allow : external ids that may be found; None = all
+        """
+        planned: dict[str, Any] = {name: options[name] for name in ("nprobe", "lift", "temperature") if name in options}
+        if allow is not None:
+            planned["allow"] = (np.empty(0, np.uint32), prepare_allow(self.reader, allow).per_list)
+        found = self._engine.plan(queries, rescore=not options["refine"], timeout_s=timeout_s, **planned)
+        return dict(zip(PLAN, found, strict=True))
+
+
 class Part:
     """Some shards of an index, open for searching.
 
@@ -52,38 +87,24 @@ class Part:
         self.reader = reader
         self._engine = reader.engine(io)
 
-    def find(self, queries: F32Rows, *, allow: Any = None, per_list: I64 | None = None, **options: Any) -> Candidates:
+    def find(self, plan: Plan, *, allow: Any = None, **options: Any) -> Candidates:
         """Find the best rows by code.
 
         Parameters
         ----------
-        queries : (q, d), prepared
         allow : external ids that may be found; None = all
-        per_list : (nlist,) how many rows of the whole these are in each list
-        options : of `Engine.candidates`
+        options : `count`, `threads` and `timeout_s` of `Engine.candidates`
         """
-        filtered: dict[str, Any] = {}
         if allow is not None:
-            filtered["allow"] = (prepare_allow(self.reader, allow).blocks, per_list)
-        scores, rescored, positions, lists, work = self._engine.candidates(queries, **filtered, **options)
+            prepared = prepare_allow(self.reader, allow)
+            options["allow"] = (prepared.blocks, prepared.per_list)
+        scores, rescored, positions, lists, work = self._engine.candidates(**plan, **options)
         whole = np.where(positions < 0, -1, positions + self.reader.shifts[lists])
         return Candidates(scores, rescored, positions, whole, work)
 
     def score(self, queries: F32Rows, positions: I64, reads: I64, **options: Any) -> tuple[F32Rows, I64]:
         """Exact scores (q, count) of the first `reads` (q,) of the rows at `positions`, and the work (q, 7)."""
         return self._engine.score(queries, positions, reads, **options)
-
-
-def find_options(options: dict[str, Any], n: int) -> dict[str, Any]:
-    """Options of `Part.find` for a search in an index of n rows.
-
-    Parameters
-    ----------
-    options : of `Engine.search`
-    """
-    probing = {name: options[name] for name in ("nprobe", "lift", "temperature") if name in options}
-    count = candidate_count(options["k"], options["refine"], n)
-    return probing | {"count": count, "rescore": not options["refine"]}
 
 
 class Gathering:

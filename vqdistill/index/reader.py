@@ -220,6 +220,11 @@ class IndexReader:
             raise InvalidInput(f"io must be one of auto, map, pread, uring, got {io!r}")
         if io == "uring" and not io_uring_available():
             raise InvalidInput("io must be one of auto, map, pread where the system denies io_uring, got 'uring'")
+        dense = self.manifest.dense
+        rows = {"dense_offset": PAGE, "dense_dtype": dense, "io": io if dense != "none" else "auto"}
+        return self._engine_over(**rows, **self._rows_for_engine(io))
+
+    def _engine_over(self, **rows: Any) -> Engine:
         manifest, stored = self.manifest, self._stored
         return Engine(
             metric="l2" if manifest.metric is Metric.L2 else "ip",
@@ -229,12 +234,9 @@ class IndexReader:
             mean=stored.arrays["mean"],
             rotation=stored.rotation,
             codewords=stored.arrays["codewords"],
-            dense_offset=PAGE,
-            dense_dtype=manifest.dense,
-            io=io if manifest.dense != "none" else "auto",
             query_adapter=stored.adapter_arrays("query"),
             verify_adapter=stored.adapter_arrays("verify"),
-            **self._rows_for_engine(io),
+            **rows,
         )
 
     def _rows_for_engine(self, io: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vqdistill.index.rows import I64, Alive, OpenRows, set_bits
 from vqdistill.index.shardset import ShardSet, name_of, read_shard, read_shards
 from vqdistill.index.spec import ROW_KINDS, SHARDS, RowSet, Segment
 from vqdistill.index.verify import verify as problems_in
-from vqdistill.kernels import scan_order
+from vqdistill.kernels import Engine, scan_order
 
 
 class Interleaved:
@@ -222,6 +222,18 @@ class ShardedReader(IndexReader):
         before = sum(len(self.parts[number].sets) for number in range(self._mine.start))
         first = self._whole.starts[before :: len(self._whole.offsets)]
         return np.asarray(first - self.spread.list_offsets[:-1])
+
+    def planner(self) -> Engine:
+        """Return an engine that has no rows, but plans searches of the whole; see `Engine.plan`."""
+        self._require_open()
+        whole, nlist, m = self.whole_sizes, self.manifest.nlist, self.manifest.m
+        deleted = any(part.manifest.deleted for part in self.parts)
+        return self._engine_over(
+            list_offsets=np.zeros(nlist + 1, np.int64),
+            packed=np.empty((0, m // 2, BLOCK_ROWS), np.uint8),
+            whole=whole,
+            alive=(np.empty(0, np.uint32), whole) if deleted else None,
+        )
 
     def _rows_for_engine(self, io: str) -> dict[str, Any]:
         rows, alive = self.spread, self.alive.blocks

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 import numpy as np
 
 from vqdistill.errors import InvalidInput, SearchTimeout, ShardsLost, VqdistillError
-from vqdistill.index.allow import prepare_allow
-from vqdistill.index.gather import Gathering, find_options
+from vqdistill.index.gather import Gathering, Planner
 from vqdistill.index.sharded import ShardedReader
 from vqdistill.index.view import Options, named, prepared
+from vqdistill.kernels import candidate_count
 from vqdistill.server.links import Address, Link, OtherGeneration
 from vqdistill.types import F32Rows, Hits
 
@@ -39,6 +39,7 @@ class _Generation:
 
     reader: ShardedReader
     """Of all shards, without their codes."""
+    planner: Planner
     options: Options
     rows: tuple[int, ...]
     """Rows of each part."""
@@ -174,9 +175,13 @@ class FleetSearcher:
         k, recall = asked[0], asked[5]
         if allow is not None and recall is not None:
             raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
-        rows = prepared(now.reader.manifest, queries)
-        question = {"ask": "find", "queries": rows} | now.stamp
-        question |= find_options(options, now.reader.manifest.n) | _filter(now.reader, allow)
+        rows, filtered = prepared(now.reader.manifest, queries), {} if allow is None else {"allow": np.asarray(allow)}
+        try:
+            plan = now.planner.plan(rows, options, allow=allow, timeout_s=_left(end) or math.inf)
+        except TimeoutError:
+            raise SearchTimeout("the search took longer than it may") from None
+        count = candidate_count(options["k"], options["refine"], now.reader.manifest.n)
+        question = {"ask": "find", "count": count} | plan | filtered | now.stamp
         with _Asking(self._groups, now, end) as asking:
             found = asking.all(dict.fromkeys(range(len(self._groups)), question))
             self._require(found, asking)
@@ -192,7 +197,7 @@ class FleetSearcher:
         work, exact = gathering.work, None
         if options["refine"]:
             reads = dict(zip(parts, gathering.reads, strict=True))
-            scored = asking.all({number: {"ask": "score", "reads": reads[number]} for number in parts})
+            scored = asking.all({number: {"ask": "score", "queries": rows, "reads": reads[number]} for number in parts})
             self._require(scored, asking)
             if not scored.keys() >= reads.keys():  # lost in between: what is left begins again
                 return self._results(now, rows, options, asking, {part: found[part] for part in scored}, k)
@@ -236,7 +241,7 @@ class FleetSearcher:
 
     def _opened(self, reader: ShardedReader) -> _Generation:
         rows = tuple(sum(reader.shards.shards[number].rows for number in part) for part in self._parts)
-        return _Generation(reader, Options(reader.manifest), rows)
+        return _Generation(reader, Planner(reader), Options(reader.manifest), rows)
 
     def _watch(self) -> None:
         """Keep up with who is there, until the index is closed."""
@@ -356,13 +361,6 @@ class _Dropping:
         _log.warning("%s:%d is gone: %s", *self.address, error or type(error).__name__)
         self.asking.drop(self.number, self.address)
         return True
-
-
-def _filter(reader: ShardedReader, allow: Any) -> dict[str, Any]:
-    """Options `allow` and `per_list` of a question."""
-    if allow is None:
-        return {}
-    return {"allow": np.asarray(allow), "per_list": prepare_allow(reader, allow).per_list}
 
 
 def _open(group: _Group, address: Address, reader: ShardedReader) -> bool:

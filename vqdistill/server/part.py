@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
-from vqdistill.index.gather import Candidates, Part
+from vqdistill.index.gather import PLAN, Candidates, Part
 from vqdistill.index.sharded import ShardedReader
 from vqdistill.index.shardset import ShardSet, read_shards
 from vqdistill.server.links import MAX_BYTES, Address, OtherGeneration, decode, encode, prove, refusal
@@ -23,7 +23,6 @@ from vqdistill.server.links import MAX_BYTES, Address, OtherGeneration, decode, 
 _log = logging.getLogger(__name__)
 _GENERATIONS = 2
 """That are held: the newest, and the one that searches under way may still ask for."""
-_ENGINE = ("count", "nprobe", "lift", "temperature", "rescore", "timeout_s")
 
 
 class PartServer:
@@ -123,7 +122,7 @@ class _Session:
 
     def __init__(self, server: PartServer) -> None:
         self._server = server
-        self._found: tuple[Part, Any, Candidates] | None = None
+        self._found: tuple[Part, Candidates] | None = None
 
     def answer(self, data: bytes) -> dict[str, Any]:
         self._server.work(1)
@@ -150,16 +149,16 @@ class _Session:
 
     def _find(self, question: dict[str, Any]) -> dict[str, Any]:
         part = self._server.part(question["index_id"], question["generation"])
-        queries = question["queries"]
-        options = {name: question[name] for name in _ENGINE if name in question}
-        found = part.find(queries, allow=question.get("allow"), per_list=question.get("per_list"), threads=1, **options)
-        self._found = (part, queries, found)
+        plan = {name: question[name] for name in PLAN}
+        options = {name: question[name] for name in ("count", "timeout_s")}
+        found = part.find(plan, allow=question.get("allow"), threads=1, **options)
+        self._found = (part, found)
         return {"scores": found.scores, "rescored": found.rescored, "whole": found.whole, "work": found.work}
 
     def _score(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._found is None:
             raise InvalidInput("rows are scored behind a question for candidates, got none before")
-        part, queries, found = self._found
+        part, found = self._found
         reads, timeout_s = np.ascontiguousarray(question["reads"]), question["timeout_s"]
-        scores, work = part.score(queries, found.positions, reads, threads=1, timeout_s=timeout_s)
+        scores, work = part.score(question["queries"], found.positions, reads, threads=1, timeout_s=timeout_s)
         return {"scores": scores, "work": work}
