@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -265,12 +266,29 @@ def test_a_process_that_began_later_opens_what_is_asked_for(start: Callable[...,
 def test_only_routers_are_let_in(pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet]) -> None:
     fleet = start(pairs["plain"][1])
     address = fleet.servers[0][0].address
-    with pytest.raises(Exception, match=r"digest|rejected|closed|reset|HMAC"):
-        Connect(address, authkey=b"another").close()
-    with socket.create_connection(address) as raw:
+    for at in (address[:2], f"\0{address.local}"):
+        with pytest.raises(Exception, match=r"digest|rejected|closed|reset|HMAC"):
+            Connect(at, authkey=b"another").close()
+    with socket.create_connection(address[:2]) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
     wanted = vqdistill.open(pairs["plain"][0]).search(QUERIES)
     assert same(fleet.searcher.search(QUERIES), wanted) and fleet.servers[0][0].alive
+
+
+@pytest.mark.parametrize(("local", "family"), [(True, socket.AF_UNIX), (False, socket.AF_INET), (None, socket.AF_INET)])
+def test_a_machine_of_its_own_is_reached_without_the_network(
+    pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet], local: bool | None, family: socket.AddressFamily
+) -> None:
+    """Otherwise nobody listens at the name, or there is none."""
+    address = start(pairs["plain"][1]).servers[0][0].address
+    assert address.local
+    link = Link(address if local else address._replace(local="" if local is None else "nobody"), KEY)
+    with socket.socket(fileno=os.dup(link.fileno())) as held:
+        assert held.family == family
+    with pytest.raises(VqdistillError, match="KeyError"):
+        link.ask({"ask": "find"})
+        link.answer(10)
+    link.close()
 
 
 @pytest.mark.parametrize(

@@ -358,7 +358,7 @@ class _Dropping:
             raise SearchTimeout("the search took longer than it may") from None
         if not isinstance(error, (OSError, EOFError)) or isinstance(error, VqdistillError):
             return False
-        _log.warning("%s:%d is gone: %s", *self.address, error or type(error).__name__)
+        _log.warning("%s is gone: %s", self.address, error or type(error).__name__)
         self.asking.drop(self.number, self.address)
         return True
 
@@ -370,7 +370,7 @@ def _open(group: _Group, address: Address, reader: ShardedReader) -> bool:
         link.ask({"ask": "open", "manifest": reader.shards.to_bytes()})
         link.answer(_OPENING_S)
     except (OSError, EOFError, VqdistillError) as error:
-        _log.warning("%s:%d cannot open the new generation: %s", *address, error)
+        _log.warning("%s cannot open the new generation: %s", address, error)
         return False
     group.give(address, link)
     return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from collections import OrderedDict
 from contextlib import suppress
@@ -18,9 +17,11 @@ from vqdistill.errors import InvalidInput, SearchTimeout, VqdistillError
 from vqdistill.index.gather import PLAN, Candidates, Part
 from vqdistill.index.sharded import ShardedReader
 from vqdistill.index.shardset import ShardSet, read_shards
-from vqdistill.server.links import MAX_BYTES, Address, OtherGeneration, decode, encode, prove, refusal
+from vqdistill.server.links import MAX_BYTES, OtherGeneration, decode, encode, listeners, prove, refusal, wake
 
 _log = logging.getLogger(__name__)
+_BACKLOG = 128
+"""Routers that may wait to be let in."""
 _GENERATIONS = 2
 """That are held: the newest, and the one that searches under way may still ask for."""
 
@@ -51,28 +52,29 @@ class PartServer:
         """Of routers."""
         self._open(read_shards(path))
         self._key, self._closed = key, False
-        self._listener = Listener((host, 0), backlog=128)
-        found = self._listener.address
-        self.address: Address = (str(found[0]), int(found[1]))
+        self.address, self._listeners = listeners(host, _BACKLOG)
         """Where it listens."""
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._accept, args=(each,), daemon=True) for each in self._listeners]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether routers are still let in."""
-        return self._thread.is_alive()
+        return all(thread.is_alive() for thread in self._threads)
 
     def close(self) -> None:
         """Let nobody in any more; the index is closed when the last search of it lets go."""
         self._closed = True
-        with suppress(OSError), socket.create_connection(self.address, 1.0):  # which ends the wait for one
-            self._listener.close()
+        for listener in self._listeners:
+            wake(listener)
+            with suppress(OSError):
+                listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: Listener) -> None:
         while not self._closed:
             with suppress(OSError):
-                threading.Thread(target=self._serve, args=(self._listener.accept(),), daemon=True).start()
+                threading.Thread(target=self._serve, args=(listener.accept(),), daemon=True).start()
 
     def _serve(self, connection: Connection) -> None:
         """Answer one router until it leaves."""

@@ -238,7 +238,7 @@ class _Members:
 
     def __call__(self) -> Mapping[int, Sequence[Address]]:
         found: dict[int, list[Address]] = ray.get(self._actor.members.remote(), timeout=_ANSWER_S)
-        return {part: [(host, port) for host, port in members] for part, members in found.items()}
+        return {part: [Address(*each) for each in members] for part, members in found.items()}
 
 
 def _connect(address: str) -> None:
