@@ -17,8 +17,10 @@ constexpr std::size_t kHitPlaces = 256;
 constexpr std::size_t kHeadBytes = 8192;
 // Lists for each visit up to which visits are counted by list rather than sorted.
 constexpr std::size_t kListsAVisit = 8;
-// Blocks a kernel call may take, about a millisecond: so that a call can be ended in time.
+// Blocks between two looks at the limits of a call, about a millisecond: so that it can be ended in time.
 constexpr std::size_t kMaxBlocks = std::size_t{1} << 14;
+// What a piece of a list counts as, beside its blocks.
+constexpr std::size_t kPieceBlocks = 64;
 
 float code_score(float base, float step, int sum) { return base + step * static_cast<float>(sum); }
 
@@ -102,7 +104,7 @@ void ListScan::run(Span<QueryScan> queries, const AllowView& allow, bool flat, s
             for (nq = 1; nq < kScanQueries && first + nq < visits.size(); ++nq)
                 if (visits[first + nq].list != visits[first].list) break;
             if (first + nq < visits.size()) prefetch_head(visits[first + nq].list, flat);
-            scan_list(flat, queries, visits.data() + first, nq, allow, limits, scratch.hits);
+            scan_list(flat, queries, visits.data() + first, nq, allow, limits, scratch.run);
         }
     }
 }
@@ -139,7 +141,7 @@ void ListScan::share_epoch(QueryScan& query, const AllowView& allow, bool flat, 
         for (std::size_t visit = next(), after; visit < visits.size(); visit = after) {
             after = next();
             if (after < visits.size()) prefetch_head(visits[after].list, flat);
-            scan_list(flat, {&helper.query, 1}, &visits[visit], 1, allow, limits, helper.hits);
+            scan_list(flat, {&helper.query, 1}, &visits[visit], 1, allow, limits, helper.run);
         }
     });
     // A row's tag tells whether it was found in this epoch, or copied with the query.
@@ -175,32 +177,36 @@ void ListScan::begin_epoch(QueryScan& query, std::uint32_t number, bool flat, st
 
 // Scans a list for the queries of its first nq visits.
 void ListScan::scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const AllowView& allow,
-                         CallLimits& limits, std::vector<ScanHit>& hits) const {
-    hits.resize(kScanQueries * kHitPlaces);
+                         CallLimits& limits, Run& run) const {
+    run.hits.resize(kScanQueries * kHitPlaces);
     Part parts[kScanQueries];
     for (std::size_t i = 0; i < nq; ++i) {
         QueryScan& query = queries[visits[i].query];
         parts[i] = {&query, query.base(visits[i].tag), visits[i].tag};
     }
-    for_pieces(visits[0].list, flat, [&](const Rows& rows) { nq = scan_rows(rows, parts, nq, allow, limits, hits); });
+    for_pieces(visits[0].list, flat, [&](const Rows& rows) { nq = scan_rows(rows, parts, nq, allow, limits, run); });
 }
 
 // Scans rows of one list for the first nq parts; returns how many of them can gain from rows behind, and leaves these in
 // front.
 std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, const AllowView& allow, CallLimits& limits,
-                                std::vector<ScanHit>& hits) const {
+                                Run& run) const {
     const std::size_t block_bytes = index_.m / 2 * kBlockRows, last = block_count(rows.end);
     const auto scan_codes = index_.quads ? kernels_.scan_quads : kernels_.scan_pq4;
     ScanCodes codes{nullptr, 0, index_.m, nullptr};
     for (std::size_t block = rows.begin / kBlockRows; block < last;) {
-        limits.check();
+        run.unchecked += kPieceBlocks;
+        if (run.unchecked >= kMaxBlocks) {
+            limits.check();
+            run.unchecked = 0;
+        }
         ScanQuery scans[kScanQueries];
         std::size_t active = 0;
         for (std::size_t i = 0; i < nq; ++i) {
             const int threshold = parts[i].threshold(rows.set->first + rows.begin);
             if (threshold > parts[i].query->tables.highest) continue;
             parts[active] = parts[i];
-            scans[active] = {parts[active].query->tables.tables, threshold, hits.data() + active * kHitPlaces, kHitPlaces, 0};
+            scans[active] = {parts[active].query->tables.tables, threshold, run.hits.data() + active * kHitPlaces, kHitPlaces, 0};
             ++active;
         }
         nq = active;
@@ -209,6 +215,7 @@ std::size_t ListScan::scan_rows(Rows rows, Part* parts, std::size_t nq, const Al
         codes.nblocks = std::min(last - block, kMaxBlocks);
         codes.allow = allow.blocks == nullptr ? nullptr : allow.blocks + rows.set->first_block + block;
         const std::size_t scanned = scan_codes(codes, scans, nq);
+        run.unchecked += nq * scanned;
         for (std::size_t i = 0; i < nq; ++i) parts[i].keep(scans[i], block, rows);
         block += scanned;
     }

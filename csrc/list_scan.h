@@ -41,15 +41,20 @@ public:
     struct Visit {
         std::uint32_t list, query, tag;
     };
+    // What a thread needs to scan lists one after the other.
+    struct Run {
+        std::vector<ScanHit> hits;
+        std::size_t unchecked = 0;  // blocks scanned since the limits were looked at
+    };
     // A thread's share in the epoch of a heavy query.
     struct Helper {
         QueryScan query;
-        std::vector<ScanHit> hits;
+        Run run;
     };
     struct Scratch {
         std::vector<Visit> visits, ordered;
         std::vector<std::uint32_t> next;  // place of each list's next visit
-        std::vector<ScanHit> hits;
+        Run run;
         std::vector<Helper> helpers;
     };
 
@@ -89,9 +94,9 @@ private:
     void share_epoch(QueryScan& query, const AllowView& allow, bool flat, std::size_t threads, CallLimits& limits,
                      Scratch& scratch) const;
     void scan_list(bool flat, Span<QueryScan> queries, const Visit* visits, std::size_t nq, const AllowView& allow,
-                   CallLimits& limits, std::vector<ScanHit>& hits) const;
+                   CallLimits& limits, Run& run) const;
     std::size_t scan_rows(Rows rows, Part* parts, std::size_t nq, const AllowView& allow, CallLimits& limits,
-                          std::vector<ScanHit>& hits) const;
+                          Run& run) const;
 
     IndexView index_;
     const Kernels& kernels_;
