@@ -12,7 +12,9 @@ namespace {
 constexpr std::size_t kQueries = 32;
 constexpr std::size_t kScoreBytes = 1 << 20;
 
-constexpr std::uint64_t kNoList = std::numeric_limits<std::uint64_t>::max();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+// Heights by which lists are put in order, about: a scan gains by the best ones first, whichever of these is the best.
+constexpr std::size_t kHeights = 64;
 
 // e^x for x <= 0 within 1e-4 of it; e^-80 below -80. Without branches or calls.
 float exp_of_negative(float x) {
@@ -27,19 +29,23 @@ float exp_of_negative(float x) {
     return power * fraction;
 }
 
-// Rises as the score falls, then with the list: what `better` says of two lists, in one comparison.
-std::uint64_t order_of(float score, std::size_t list) {
-    const float positive_zero = score + 0.0f;
-    std::uint32_t bits;
-    std::memcpy(&bits, &positive_zero, sizeof bits);
-    const std::uint32_t rising = bits >> 31 ? ~bits : bits | 0x80000000u;
-    return static_cast<std::uint64_t>(~rising) << 32 | static_cast<std::uint32_t>(list);
+// Eight lanes, which the compiler keeps in a register, of a value folded over n others.
+template <class Fold>
+float fold(const float* values, std::size_t n, float value, Fold with) {
+    float lanes[8];
+    std::fill(lanes, lanes + 8, value);
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] = with(lanes[lane], values[i + lane]);
+    for (; i < n; ++i) lanes[0] = with(lanes[0], values[i]);
+    for (const float lane : lanes) value = with(value, lane);
+    return value;
 }
 
 }  // namespace
 
 Router::Router(const IndexView& index, const Kernels& kernels)
-    : index_(index), kernels_(kernels), log_share_(index.nlist, 0.0f) {
+    : index_(index), kernels_(kernels), log_share_(index.nlist, kInf) {
     for (std::size_t l = 0; l < index.nlist; ++l) {
         rows_.push_back(index.list_rows(l));
         n_ += rows_.back();
@@ -70,7 +76,6 @@ void Router::route(const float* queries, std::size_t q, const ProbeRule& rule, c
         for (std::size_t i = 0; i < count; ++i) {
             const float* const scores = scratch.scores.data() + i * index_.nlist;
             std::vector<Scored>& chosen = scratch.lists[first + i];
-            chosen.clear();
             if (rule.lift > 0.0f)
                 choose_lifted(scores, rule, allow, scratch, chosen);
             else
@@ -105,39 +110,60 @@ void Router::choose_best(const float* scores, std::size_t most, const AllowView&
 // lift(l) = e^((s_l - top) / T) / Z / share_l, where Z = sum_l e^((s_l - top) / T): compared as logarithms.
 void Router::choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow, Scratch& scratch,
                            std::vector<Scored>& chosen) const {
-    const float top = *std::max_element(scores, scores + index_.nlist), inverse = 1.0f / rule.temperature;
-    std::vector<float>& odds = scratch.odds;
-    odds.resize(index_.nlist);
-    float* const odds_of = odds.data();
-    for (std::size_t l = 0; l < index_.nlist; ++l) odds_of[l] = exp_of_negative((scores[l] - top) * inverse);
-    float lanes[8] = {};
-    std::size_t l = 0;
-    for (; l + 8 <= index_.nlist; l += 8)
-        for (std::size_t lane = 0; lane < 8; ++lane) lanes[lane] += odds_of[l + lane];
-    for (; l < index_.nlist; ++l) lanes[0] += odds_of[l];
-    float total = 0.0f;
-    for (const float lane : lanes) total += lane;
+    const std::size_t nlist = index_.nlist;
+    const float top = fold(scores, nlist, -kInf, [](float a, float b) { return a > b ? a : b; });
+    const float inverse = 1.0f / rule.temperature;
+    scratch.lifts.resize(nlist);
+    float* const lifts = scratch.lifts.data();
+    for (std::size_t l = 0; l < nlist; ++l) lifts[l] = exp_of_negative((scores[l] - top) * inverse);
+    const float total = fold(lifts, nlist, 0.0f, [](float a, float b) { return a + b; });
+    for (std::size_t l = 0; l < nlist; ++l) lifts[l] = (scores[l] - top) * inverse - log_share_[l];  // -inf without rows
 
-    std::int64_t allowed = 0;
-    for (l = 0; allow.per_list != nullptr && l < index_.nlist; ++l) allowed += allow.per_list[l];
-    const double share = allow.per_list == nullptr ? 1.0 : static_cast<double>(allowed) / static_cast<double>(n_);
-    const float needed = static_cast<float>(std::log(static_cast<double>(total) * rule.lift * share));
-    std::vector<std::uint64_t>& orders = scratch.orders;
-    orders.resize(index_.nlist);
-    std::uint64_t best = kNoList;
-    std::size_t count = 0;
-    const std::int64_t* const rows = allow.per_list != nullptr ? allow.per_list : rows_.data();
-    for (l = 0; l < index_.nlist; ++l) {
-        const float lifted = (scores[l] - top) * inverse - log_share_[l];
-        const std::uint64_t order = rows[l] > 0 ? order_of(lifted, l) : kNoList;
-        best = std::min(best, order);
-        orders[count] = order;  // without a branch that a third of the lists would mispredict
-        count += (lifted >= needed) & (rows[l] > 0);
+    double share = 1.0;  // of the rows that may be found
+    if (allow.per_list != nullptr) {
+        std::int64_t allowed = 0;
+        for (std::size_t l = 0; l < nlist; ++l) {
+            allowed += allow.per_list[l];
+            if (allow.per_list[l] <= 0) lifts[l] = -kInf;
+        }
+        share = static_cast<double>(allowed) / static_cast<double>(n_);
     }
-    if (count == 0 && best != kNoList) orders[count++] = best;
-    std::sort(orders.begin(), orders.begin() + static_cast<std::ptrdiff_t>(count));
-    chosen.resize(std::min(count, rule.most));
-    for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i].id = static_cast<std::int64_t>(orders[i] & 0xFFFFFFFFu);
+    const auto needed = static_cast<float>(std::log(static_cast<double>(total) * rule.lift * share));
+    chosen.resize(nlist);
+    std::size_t count = 0;
+    for (std::size_t l = 0; l < nlist; ++l) {
+        chosen[count] = {lifts[l], 0, static_cast<std::int64_t>(l)};  // without a branch that a third would mispredict
+        count += lifts[l] >= needed && lifts[l] > -kInf;
+    }
+    if (count == 0) {
+        const float* const best = std::max_element(lifts, lifts + nlist);
+        if (*best > -kInf) chosen[count++] = {*best, 0, best - lifts};
+    }
+    chosen.resize(count);
+    if (count > rule.most) {
+        std::sort(chosen.begin(), chosen.end(), better);
+        chosen.resize(rule.most);
+    } else {
+        order_by_height(chosen, scratch.ordered);
+    }
+}
+
+// Puts lists in an order in which they fall from height to height, and within one are what they were.
+void Router::order_by_height(std::vector<Scored>& lists, std::vector<Scored>& ordered) {
+    float low = kInf, high = -kInf;
+    for (const Scored& list : lists) {
+        low = std::min(low, list.score);
+        high = std::max(high, list.score);
+    }
+    const float per_score = (kHeights - 1) / (high - low);
+    if (!(per_score < kInf)) return;  // one list, or all alike
+    const auto depth_of = [&](const Scored& list) { return static_cast<std::size_t>((high - list.score) * per_score); };
+    std::uint32_t next[kHeights + 2] = {};
+    for (const Scored& list : lists) ++next[depth_of(list) + 1];
+    for (std::size_t depth = 0; depth < kHeights; ++depth) next[depth + 1] += next[depth];
+    ordered.resize(lists.size());
+    for (const Scored& list : lists) ordered[next[depth_of(list)]++] = list;
+    lists.swap(ordered);
 }
 
 }  // namespace vqdistill

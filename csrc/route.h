@@ -28,14 +28,14 @@ public:
     struct Scratch {
         std::vector<float> scores;
         TopR best;
-        std::vector<float> odds;
-        std::vector<std::uint64_t> orders;
+        std::vector<float> lifts;
+        std::vector<Scored> ordered;
         std::vector<std::vector<Scored>> lists;  // of each query, best first: id = list, score = its part of code scores
     };
 
     // Fills scratch.lists for queries (q, d). Lists score <q, router[l]>, or 2 <q, r> - |r|^2 for l2, and ties go to the
-    // lowest list. Without a lift the order is that of the scores, with one that of the lifts. Lists without an allowed
-    // row are not visited. What each list adds to the scores of its rows is <q, coarse[l]> for residual codes, else 0.
+    // lowest list. Without a lift the order is that of the scores, with one about that of the lifts. Lists without an
+    // allowed row are not visited. What each list adds to the scores of its rows is <q, coarse[l]> for residual codes, else 0.
     // Throws what limits.check() throws.
     void route(const float* queries, std::size_t q, const ProbeRule& rule, const AllowView& allow, CallLimits& limits,
                Scratch& scratch) const;
@@ -46,13 +46,14 @@ private:
                      std::vector<Scored>& chosen) const;
     void choose_lifted(const float* scores, const ProbeRule& rule, const AllowView& allow, Scratch& scratch,
                        std::vector<Scored>& chosen) const;
+    static void order_by_height(std::vector<Scored>& lists, std::vector<Scored>& ordered);
 
     IndexView index_;
     const Kernels& kernels_;
     std::vector<float> bias_;       // (nlist): -|router|^2 for l2; empty for ip
     std::vector<std::int64_t> rows_;  // (nlist): rows of each list that are alive
     std::int64_t n_ = 0;              // all of them
-    std::vector<float> log_share_;    // (nlist): log of the share of all rows in each list; 0 for empty ones
+    std::vector<float> log_share_;    // (nlist): log of the share of all rows in each list; infinity for empty ones
 };
 
 }  // namespace vqdistill
