@@ -30,6 +30,8 @@ from vqdistill.wire import MSGPACK, NPY, pack_hits, unpack_hits
 
 KEY = bytes(range(32))
 PARTS = [range(0, 1), range(1, 3), range(3, 4)]
+WHOLE = [range(0, 4)]
+"""All shards in one process, of which there may be copies."""
 QUERIES = embeddings(0)[1]
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"search": PLAIN, "dense": "f16"},
@@ -43,13 +45,13 @@ KINDS: dict[str, dict[str, Any]] = {
 class Fleet:
     """Part servers that may be lost, and a searcher over them."""
 
-    def __init__(self, path: Path, on_lost: str = "fail", copies: int = 1) -> None:
-        self.path = path
-        self.servers = [[self.started(part) for _ in range(copies)] for part in range(len(PARTS))]
-        self.searcher = FleetSearcher(path, PARTS, self.members, KEY, on_lost)
+    def __init__(self, path: Path, on_lost: str = "fail", copies: int = 1, parts: list[range] = PARTS) -> None:
+        self.path, self.parts = path, parts
+        self.servers = [[self.started(part) for _ in range(copies)] for part in range(len(parts))]
+        self.searcher = FleetSearcher(path, parts, self.members, KEY, on_lost)
 
     def started(self, part: int) -> PartServer:
-        return PartServer(self.path, PARTS[part], KEY, "127.0.0.1", 2)
+        return PartServer(self.path, self.parts[part], KEY, "127.0.0.1", 2)
 
     def members(self) -> dict[int, list[Any]]:
         return {part: [server.address for server in servers] for part, servers in enumerate(self.servers)}
@@ -99,11 +101,12 @@ def same(found: Any, wanted: Any) -> bool:
     return all(np.array_equal(getattr(found, name), getattr(wanted, name)) for name in ("scores", "ids", "rows"))
 
 
+@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_results_are_those_of_one_piece(
-    pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet], kind: str
+    pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet], kind: str, parts: list[range]
 ) -> None:
-    one, many = vqdistill.open(pairs[kind][0]), start(pairs[kind][1]).searcher
+    one, many = vqdistill.open(pairs[kind][0]), start(pairs[kind][1], parts=parts).searcher
     asked: list[dict[str, Any]] = [{}, {"refine": 0}, {"nprobe": 2}, {"nprobe": NLIST}, {"k": N, "refine": 0}]
     asked += [] if kind == "bare" else [{"refine": 30, "k": 30}]
     asked += [{"coverage": 0.99, "confidence": 0.7}, {"coverage": 0.6, "nprobe": 2}] if kind == "additive" else []
@@ -188,8 +191,12 @@ def test_the_others_answer_where_that_is_wanted(
     assert not fleet.searcher.ready
 
 
-def test_a_copy_takes_over_without_an_error(pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet]) -> None:
-    fleet, wanted = start(pairs["plain"][1], copies=2), vqdistill.open(pairs["plain"][0]).search(QUERIES)
+@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
+def test_a_copy_takes_over_without_an_error(
+    pairs: dict[str, tuple[Path, Path]], start: Callable[..., Fleet], parts: list[range]
+) -> None:
+    fleet = start(pairs["plain"][1], copies=2, parts=parts)
+    wanted = vqdistill.open(pairs["plain"][0]).search(QUERIES)
     over, wrong = threading.Event(), list[Any]()
 
     def load() -> None:
@@ -205,7 +212,8 @@ def test_a_copy_takes_over_without_an_error(pairs: dict[str, tuple[Path, Path]],
         thread.start()
     for part in (2, 0, 1):
         time.sleep(0.1)
-        fleet.lose(part)
+        if part < len(parts):
+            fleet.lose(part)
     time.sleep(0.1)
     over.set()
     for thread in threads:
@@ -213,10 +221,11 @@ def test_a_copy_takes_over_without_an_error(pairs: dict[str, tuple[Path, Path]],
     assert wrong == []
 
 
-def test_generations_are_never_mixed(start: Callable[..., Fleet], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
+def test_generations_are_never_mixed(start: Callable[..., Fleet], tmp_path: Path, parts: list[range]) -> None:
     """Each answer is that of the generation before or of that after, while parts open it one after the other."""
     write_sharded(tmp_path / "many", search=PLAIN)
-    fleet = start(tmp_path / "many")
+    fleet = start(tmp_path / "many", parts=parts)
     before = fleet.searcher.search(QUERIES, 20)
     assert not fleet.searcher.refresh()
     for shard in range(4):
@@ -246,13 +255,16 @@ def test_generations_are_never_mixed(start: Callable[..., Fleet], tmp_path: Path
     assert same(fleet.searcher.search(QUERIES, 20), after)
 
 
-def test_a_process_that_began_later_opens_what_is_asked_for(start: Callable[..., Fleet], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [PARTS, WHOLE], ids=["parts", "whole"])
+def test_a_process_that_began_later_opens_what_is_asked_for(
+    start: Callable[..., Fleet], tmp_path: Path, parts: list[range]
+) -> None:
     write_sharded(tmp_path / "many", search=PLAIN)
-    fleet = start(tmp_path / "many")
+    fleet = start(tmp_path / "many", parts=parts)
     before = fleet.searcher.search(QUERIES, 20)
     vqdistill.open(tmp_path / "many" / "shard-0").delete(before.ids[:, 0])
     publish_shards(tmp_path / "many")
-    for part in range(3):
+    for part in range(len(parts)):
         fleet.lose(part)
         fleet.servers[part].append(fleet.started(part))
     fleet.searcher._look()
@@ -297,6 +309,7 @@ def test_a_machine_of_its_own_is_reached_without_the_network(
         {},
         {"ask": "score", "reads": np.zeros(2, np.int64), "timeout_s": 1.0},
         {"ask": "find"},
+        {"ask": "search"},
         {"ask": "find", "index_id": b"", "generation": 3, "queries": QUERIES},
         {"ask": "open", "manifest": b"{}\n00000000\n"},
         {"ask": "find", "index_id": 5, "generation": [], "queries": "x"},

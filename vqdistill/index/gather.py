@@ -102,6 +102,20 @@ class Part:
         whole = np.where(positions < 0, -1, positions + self.reader.shifts[lists])
         return Candidates(scores, rescored, positions, whole, work)
 
+    def search(self, queries: F32Rows, *, allow: Any = None, **options: Any) -> tuple[F32Rows, I64, I64]:
+        """Search, where these are all shards: scores (q, k), positions in the whole (q, k) and the work (q, 7).
+
+        Parameters
+        ----------
+        queries : (q, d), prepared
+        allow : external ids that may be found; None = all
+        options : of `Engine.search`
+        """
+        if allow is not None:
+            prepared = prepare_allow(self.reader, allow)
+            options["allow"] = (prepared.blocks, prepared.per_list)
+        return self._engine.search(queries, **options)
+
     def score(self, queries: F32Rows, positions: I64, reads: I64, **options: Any) -> tuple[F32Rows, I64]:
         """Exact scores (q, count) of the first `reads` (q,) of the rows at `positions`, and the work (q, 7)."""
         return self._engine.score(queries, positions, reads, **options)

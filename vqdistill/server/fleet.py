@@ -29,6 +29,8 @@ _LOOK_S = 0.5
 """Between two looks at who is there."""
 _OPENING_S = 300.0
 """Within which a process opens a generation."""
+_FIRST = ("search", "find")
+"""Questions that build on none before."""
 Members = Callable[[], Mapping[int, Sequence[Address]]]
 """Tells where the processes listen that hold each part of an index."""
 
@@ -175,17 +177,28 @@ class FleetSearcher:
         k, recall = asked[0], asked[5]
         if allow is not None and recall is not None:
             raise InvalidInput(f"recall must be None with allow: it was certified for all rows, got {recall}")
-        rows, filtered = prepared(now.reader.manifest, queries), {} if allow is None else {"allow": np.asarray(allow)}
-        try:
-            plan = now.planner.plan(rows, options, allow=allow, timeout_s=_left(end) or math.inf)
-        except TimeoutError:
-            raise SearchTimeout("the search took longer than it may") from None
-        count = candidate_count(options["k"], options["refine"], now.reader.manifest.n)
-        question = {"ask": "find", "count": count} | plan | filtered | now.stamp
+        rows, stamp = prepared(now.reader.manifest, queries), now.stamp
+        k = k if recall is not None else options["k"]
+        if allow is not None:
+            stamp["allow"] = np.asarray(allow)
         with _Asking(self._groups, now, end) as asking:
+            if len(self._groups) == 1:
+                return self._found_by_one(now, {"ask": "search", "queries": rows} | options | stamp, asking, k)
+            try:
+                plan = now.planner.plan(rows, options, allow=allow, timeout_s=_left(end) or math.inf)
+            except TimeoutError:
+                raise SearchTimeout("the search took longer than it may") from None
+            count = candidate_count(options["k"], options["refine"], now.reader.manifest.n)
+            question = {"ask": "find", "count": count} | plan | stamp
             found = asking.all(dict.fromkeys(range(len(self._groups)), question))
-            self._require(found, asking)
-            return self._results(now, rows, options, asking, found, k if recall is not None else options["k"])
+            self._require(found)
+            return self._results(now, rows, options, asking, found, k)
+
+    def _found_by_one(self, now: _Generation, question: dict[str, Any], asking: _Asking, k: int) -> Hits:
+        """Have a process that holds all shards search as any other does."""
+        found = asking.all({0: question})
+        self._require(found)
+        return _hits(now, found[0]["scores"], found[0]["positions"], k, found[0]["work"])
 
     def _results(
         self, now: _Generation, rows: F32Rows, options: dict[str, Any], asking: _Asking, found: dict[int, Any], k: int
@@ -198,7 +211,7 @@ class FleetSearcher:
         if options["refine"]:
             reads = dict(zip(parts, gathering.reads, strict=True))
             scored = asking.all({number: {"ask": "score", "queries": rows, "reads": reads[number]} for number in parts})
-            self._require(scored, asking)
+            self._require(scored)
             if not scored.keys() >= reads.keys():  # lost in between: what is left begins again
                 return self._results(now, rows, options, asking, {part: found[part] for part in scored}, k)
             exact = [scored[number]["scores"] for number in parts]
@@ -206,11 +219,9 @@ class FleetSearcher:
                 work[:, 3:] += scored[number]["work"][:, 3:]
         stop = {name: options[name] for name in ("misses", "error") if name in options}
         scores, positions = gathering.choose(exact, options["k"], **stop)
-        scores, positions = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(positions[:, :k])
-        searched = sum(now.rows[number] for number in parts) / sum(now.rows)
-        return Hits(scores, *named(now.reader, positions), work, searched=searched)
+        return _hits(now, scores, positions, k, work, sum(now.rows[number] for number in parts) / sum(now.rows))
 
-    def _require(self, found: Mapping[int, Any], asking: _Asking) -> None:
+    def _require(self, found: Mapping[int, Any]) -> None:
         lost = len(self._groups) - len(found)
         if lost and (self._on_lost == "fail" or not found):
             raise ShardsLost(f"{lost} of {len(self._groups)} parts of the index are lost for the moment; try again")
@@ -276,7 +287,7 @@ class _Asking:
 
     def all(self, questions: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
         """Ask groups at the same time, and return the answers of those that are not lost."""
-        self._first |= {number: question for number, question in questions.items() if question["ask"] == "find"}
+        self._first |= {number: question for number, question in questions.items() if question["ask"] in _FIRST}
         sent = {number: self._send(number, question) for number, question in questions.items()}
         answers: dict[int, dict[str, Any]] = {}
         for number, question in questions.items():
@@ -322,7 +333,7 @@ class _Asking:
     def _elsewhere(self, number: int, question: dict[str, Any]) -> dict[str, Any] | None:
         """Ask the other members, one after the other."""
         for _ in range(len(self._groups[number].members)):
-            again = [] if question["ask"] == "find" else [self._first[number]]
+            again = [] if question["ask"] in _FIRST else [self._first[number]]
             answer = None
             for each in [*again, question]:
                 answer = self._receive(number) if self._send(number, each) else None
@@ -361,6 +372,12 @@ class _Dropping:
         _log.warning("%s is gone: %s", self.address, error or type(error).__name__)
         self.asking.drop(self.number, self.address)
         return True
+
+
+def _hits(now: _Generation, scores: Any, positions: Any, k: int, work: Any, searched: float = 1.0) -> Hits:
+    """Return the first k of what was found by external ids."""
+    scores, positions = np.ascontiguousarray(scores[:, :k]), np.ascontiguousarray(positions[:, :k])
+    return Hits(scores, *named(now.reader, positions), work, searched=searched)
 
 
 def _open(group: _Group, address: Address, reader: ShardedReader) -> bool:

@@ -22,6 +22,7 @@ from vqdistill.server.links import MAX_BYTES, OtherGeneration, decode, encode, l
 _log = logging.getLogger(__name__)
 _BACKLOG = 128
 """Routers that may wait to be let in."""
+_SEARCH = ("k", "nprobe", "lift", "temperature", "refine", "misses", "error", "timeout_s")
 _GENERATIONS = 2
 """That are held: the newest, and the one that searches under way may still ask for."""
 
@@ -125,6 +126,7 @@ class _Session:
     def __init__(self, server: PartServer) -> None:
         self._server = server
         self._found: tuple[Part, Candidates] | None = None
+        self._answers = {"search": self._search, "find": self._find, "score": self._score}
 
     def answer(self, data: bytes) -> dict[str, Any]:
         self._server.work(1)
@@ -135,7 +137,7 @@ class _Session:
                 self._server.open_generation(question["manifest"])
                 return {}
             with self._server.places:
-                return self._find(question) if kind == "find" else self._score(question)
+                return self._answers.get(kind, self._score)(question)
         except VqdistillError as error:
             return refusal(error)
         except TimeoutError:
@@ -148,6 +150,12 @@ class _Session:
             return refusal(VqdistillError(f"{type(error).__name__}: {error}"))
         finally:
             self._server.work(-1)
+
+    def _search(self, question: dict[str, Any]) -> dict[str, Any]:
+        part = self._server.part(question["index_id"], question["generation"])
+        options = {name: question[name] for name in _SEARCH if name in question}
+        found = part.search(question["queries"], allow=question.get("allow"), threads=1, **options)
+        return dict(zip(("scores", "positions", "work"), found, strict=True))
 
     def _find(self, question: dict[str, Any]) -> dict[str, Any]:
         part = self._server.part(question["index_id"], question["generation"])
