@@ -53,10 +53,11 @@ def matmul_t(
 
 def for_tiles(n: int, work: Callable[[slice], object]) -> None:
     """Call `work` with tiles of rows 0..n, in Numba's number of threads; the tiles do not depend on it."""
-    starts = range(0, n, _TILE_ROWS)
-    if len(starts) <= 1:
-        if n:
-            work(slice(0, _TILE_ROWS))
+    tiles = [slice(start, start + _TILE_ROWS) for start in range(0, n, _TILE_ROWS)]
+    threads = min(numba.get_num_threads(), len(tiles))
+    if threads <= 1:
+        for tile in tiles:
+            work(tile)
         return
-    with ThreadPoolExecutor(min(numba.get_num_threads(), len(starts))) as pool:
-        list(pool.map(lambda at: work(slice(at, at + _TILE_ROWS)), starts))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, tiles))
