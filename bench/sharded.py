@@ -34,8 +34,8 @@ KILLS, KILLS_EACH = 10, 3
 """Workers that are killed at least, and in each compile at most."""
 SMALL = 12_000, 64
 """Rows and dimensions of the compiles that lose workers."""
-MANY, ASKED = 160_000, 3000
-"""Rows and learn queries where the speed of encoding is measured."""
+MANY, TIMES, ASKED = 160_000, 4, 3000
+"""Rows, how many times over, and learn queries where the speed of encoding is measured: so that it takes a while."""
 FEW = 25_000
 """Rows that memory is measured with, and four times as many."""
 BUSY = re.compile(rb"ray::(?!\w+Agent)")
@@ -114,13 +114,13 @@ def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
     run("shard", "plan", *inputs, "-o", str(place / "job"), *options)
     run("shard", "train", str(place / "job"))
     wanted, rng, kills = digest(place / "one"), random.Random(0), list[dict[str, Any]]()
-    compiles = list[dict[str, Any]]()
+    compiles, span = list[dict[str, Any]](), 90.0
     while len(kills) < KILLS:
         out = place / f"ray{len(compiles)}"
         if compiles:  # the first does all, the others encode and publish
             shutil.copytree(place / "job", f"{out}.work")
         with _begun(on_ray(inputs, out, "--threads", "2", "--resume", *options)) as driver:
-            begin, moments = time.perf_counter(), sorted(rng.uniform(5, 90) for _ in range(KILLS_EACH))
+            begin, moments = time.perf_counter(), sorted(rng.uniform(2, span) for _ in range(KILLS_EACH))
             for moment in moments:
                 with suppress(subprocess.TimeoutExpired):
                     driver.wait(max(0.0, begin + moment - time.perf_counter()))
@@ -129,6 +129,7 @@ def killed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
                     os.kill(rng.choice(victims), signal.SIGKILL)
                     kills.append({"compile": len(compiles), "after_s": moment, "job": stage})
             driver.wait()
+            span = time.perf_counter() - begin
         compiles.append({"same": digest(out) == wanted, "left": _left(place, out)})
     out = place / "lost"
     with _begun(on_ray(inputs, out, "--threads", "2", *options)) as driver:
@@ -187,13 +188,13 @@ def speed(dataset: str, place: Path, options: list[str]) -> dict[str, Any]:
     """Seconds that one worker and two take to encode all shards, and what the plan on paper says of them."""
     rows, queries = read(dataset)
     rows, queries = rows[:MANY], queries[:ASKED]
-    inputs = write(place, rows, queries)
+    inputs = write(place, rows, queries, TIMES)
     run("shard", "plan", *inputs, "-o", str(place / "job"), *options)
     run("shard", "train", str(place / "job"))
-    return encoded(place / "job", len(rows), rows.shape[1], options)
+    return encoded(place / "job", SHARDS * TIMES, len(rows) * TIMES, rows.shape[1], options)
 
 
-def encoded(job: Path, n: int, d: int, options: list[str]) -> dict[str, Any]:
+def encoded(job: Path, shards: int, n: int, d: int, options: list[str]) -> dict[str, Any]:
     """Encode the shards of a trained job, by one worker and by two."""
     found: dict[str, Any] = {"rows": n, "load": os.getloadavg()[0]}
     for workers in (1, 2):
@@ -203,7 +204,7 @@ def encoded(job: Path, n: int, d: int, options: list[str]) -> dict[str, Any]:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
             list(pool.map(_ready, range(workers)))  # libraries are loaded, and loops compiled
             begin, spent = time.perf_counter(), time.process_time()
-            cpu = list(pool.map(_encoded, [str(job)] * SHARDS, range(SHARDS)))
+            cpu = list(pool.map(_encoded, [str(job)] * shards, range(shards)))
             seconds, spent = time.perf_counter() - begin, time.process_time() - spent
         asked = [*options, "--queries", str(ASKED), "--rows", str(n), "--dim", str(d)]
         planned = run("plan", *asked, "--machine", f"{workers} cores, 24GiB, 1 NVMe")["output"]
@@ -229,7 +230,7 @@ def _encoded(job: str, number: int) -> float:
 MEASURES = {
     "same": (same, ["--ram", "16B/vec"]),
     "killed": (killed, ["--ram", "8B/vec", "--codes", "pq", "--no-distill"]),
-    "speed": (speed, ["--ram", "16B/vec", "--build-ram", "1100MiB"]),
+    "speed": (speed, ["--ram", "16B/vec", "--build-ram", "2GiB"]),
     "memory": (memory, ["--ram", "16B/vec", "--codes", "pq", "--no-distill"]),
 }
 

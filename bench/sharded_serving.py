@@ -49,6 +49,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "refine=0": {"refine": 0},
 }
 RAY = ("--engine", "ray", "--parts", str(PARTS), "--no-access-log")
+COPIES = ("--engine", "ray", "--parts", "1", "--replicas", "2", "--no-access-log")
+SERVERS = {"one piece": ("--no-access-log",), "parts": RAY, "copies": COPIES}
+"""Whose speed is compared: one process, two with half of the shards each, two with all of them."""
 
 
 def queries_of(dataset: str) -> F32Rows:
@@ -155,19 +158,21 @@ def _outcome(client: Client, queries: F32Rows, wanted: vqd.Hits) -> str:
 
 
 def speed(dataset: str, one: Path, many: Path) -> dict[str, Any]:
-    """Batches a second of the server of one piece and of that on Ray, which take turns on the same cores."""
+    """Batches a second of the server of one piece and of those on Ray, which take turns on the same cores."""
     queries = queries_of(dataset)
-    found: dict[str, list[float]] = {"one piece": [], "ray": []}
+    found: dict[str, list[float]] = {name: [] for name in SERVERS}
     for _ in range(TURNS):
-        for name, index, options in (("one piece", one, ("--no-access-log",)), ("ray", many, RAY)):
+        for name, options in SERVERS.items():
+            index = many if "ray" in options else one
             requests = [_request(index.stem, queries[at : at + BATCH]) for at in range(0, QUERIES - BATCH, BATCH)]
             with Server(index, *options) as server:
                 asyncio.run(closed_loop(server.address, requests, CONNECTIONS, SPAN_S / 4))
                 seen = asyncio.run(closed_loop(server.address, requests, CONNECTIONS, SPAN_S))
             assert set(seen.statuses) == {200}, seen.statuses
             found[name].append(BATCH * seen.per_second)
-    ratios = [b / a for a, b in zip(found["one piece"], found["ray"], strict=True)]
-    return {"queries_per_s": found, "ratio": statistics.median(ratios), "ratios": ratios}
+    alone = found["one piece"]
+    ratios = {name: [b / a for a, b in zip(alone, found[name], strict=True)] for name in ("parts", "copies")}
+    return {"queries_per_s": found, "ratios": ratios}
 
 
 def large(dataset: str, one: Path, many: Path) -> dict[str, Any]:
@@ -235,7 +240,8 @@ def lines(name: str, found: dict[str, Any]) -> Iterator[str]:
     else:
         for server, rates in found["queries_per_s"].items():
             yield f"{server}: {statistics.median(rates):,.0f} queries/s"
-        yield f"ratio {found['ratio']:.2f} ({min(found['ratios']):.2f} to {max(found['ratios']):.2f})"
+        for server, ratios in found["ratios"].items():
+            yield f"{server}: ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def main() -> None:

@@ -95,10 +95,9 @@ class Part:
         allow : external ids that may be found; None = all
         options : `count`, `threads` and `timeout_s` of `Engine.candidates`
         """
-        if allow is not None:
-            prepared = prepare_allow(self.reader, allow)
-            options["allow"] = (prepared.blocks, prepared.per_list)
-        scores, rescored, positions, lists, work = self._engine.candidates(**plan, **options)
+        scores, rescored, positions, lists, work = self._engine.candidates(
+            **plan, **options, allow=self._allowed(allow)
+        )
         whole = np.where(positions < 0, -1, positions + self.reader.shifts[lists])
         return Candidates(scores, rescored, positions, whole, work)
 
@@ -111,14 +110,17 @@ class Part:
         allow : external ids that may be found; None = all
         options : of `Engine.search`
         """
-        if allow is not None:
-            prepared = prepare_allow(self.reader, allow)
-            options["allow"] = (prepared.blocks, prepared.per_list)
-        return self._engine.search(queries, **options)
+        return self._engine.search(queries, **options, allow=self._allowed(allow))
 
     def score(self, queries: F32Rows, positions: I64, reads: I64, **options: Any) -> tuple[F32Rows, I64]:
         """Exact scores (q, count) of the first `reads` (q,) of the rows at `positions`, and the work (q, 7)."""
         return self._engine.score(queries, positions, reads, **options)
+
+    def _allowed(self, allow: Any) -> Any:
+        if allow is None:
+            return None
+        prepared = prepare_allow(self.reader, allow)
+        return prepared.blocks, prepared.per_list
 
 
 class Gathering:
