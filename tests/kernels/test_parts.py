@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vqdistill.index.gather import PLAN
 from vqdistill.kernels import Engine, candidate_count, choose_results, merge_candidates, pack_codes
 
 N, D, M, NLIST, Q = 500, 8, 4, 6, 9
@@ -30,6 +29,7 @@ MODEL: dict[str, Any] = {
     "dense_dtype": "f32",
 }
 PROBE = {"nprobe": 3, "threads": 1}
+PLAN = ("offsets", "lists", "terms", "tables", "scales", "luts")
 
 
 class Rows:

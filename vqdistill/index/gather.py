@@ -17,15 +17,15 @@ import numpy.typing as npt
 from vqdistill.index.allow import prepare_allow
 from vqdistill.index.rows import I64
 from vqdistill.index.sharded import ShardedReader
-from vqdistill.kernels import choose_results, merge_candidates
+from vqdistill.kernels import candidate_count, choose_results, merge_candidates
 from vqdistill.types import WORK, F32Rows
 
 _ONCE = [WORK.index("lists_probed")]
 """Columns of work that every part has done alike."""
-PLAN = ("offsets", "lists", "terms", "tables", "scales", "luts")
-"""What is planned of queries, as `Engine.plan` gives it."""
+PLAN = ("offsets", "lists", "terms", "tables", "scales", "luts", "count")
+"""What is planned of queries: what `Engine.plan` gives, and how many candidates each part is asked for."""
 Plan = dict[str, Any]
-"""Arrays by these names, or None."""
+"""Arrays by these names, or None, and a number."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Planner:
         if allow is not None:
             planned["allow"] = (np.empty(0, np.uint32), prepare_allow(self.reader, allow).per_list)
         found = self._engine.plan(queries, rescore=not options["refine"], timeout_s=timeout_s, **planned)
-        return dict(zip(PLAN, found, strict=True))
+        count = candidate_count(options["k"], options["refine"], self.reader.manifest.n)
+        return dict(zip(PLAN, (*found, count), strict=True))
 
 
 class Part:
@@ -93,7 +94,7 @@ class Part:
         Parameters
         ----------
         allow : external ids that may be found; None = all
-        options : `count`, `threads` and `timeout_s` of `Engine.candidates`
+        options : `threads` and `timeout_s` of `Engine.candidates`
         """
         scores, rescored, positions, lists, work = self._engine.candidates(
             **plan, **options, allow=self._allowed(allow)

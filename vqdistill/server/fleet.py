@@ -20,7 +20,6 @@ from vqdistill.errors import InvalidInput, SearchTimeout, ShardsLost, VqdistillE
 from vqdistill.index.gather import Gathering, Planner
 from vqdistill.index.sharded import ShardedReader
 from vqdistill.index.view import Options, named, prepared
-from vqdistill.kernels import candidate_count
 from vqdistill.server.links import Address, Link, OtherGeneration
 from vqdistill.types import F32Rows, Hits
 
@@ -188,9 +187,7 @@ class FleetSearcher:
                 plan = now.planner.plan(rows, options, allow=allow, timeout_s=_left(end) or math.inf)
             except TimeoutError:
                 raise SearchTimeout("the search took longer than it may") from None
-            count = candidate_count(options["k"], options["refine"], now.reader.manifest.n)
-            question = {"ask": "find", "count": count} | plan | stamp
-            found = asking.all(dict.fromkeys(range(len(self._groups)), question))
+            found = asking.all(dict.fromkeys(range(len(self._groups)), {"ask": "find"} | plan | stamp))
             self._require(found)
             return self._results(now, rows, options, asking, found, k)
 

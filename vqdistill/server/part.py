@@ -160,8 +160,7 @@ class _Session:
     def _find(self, question: dict[str, Any]) -> dict[str, Any]:
         part = self._server.part(question["index_id"], question["generation"])
         plan = {name: question[name] for name in PLAN}
-        options = {name: question[name] for name in ("count", "timeout_s")}
-        found = part.find(plan, allow=question.get("allow"), threads=1, **options)
+        found = part.find(plan, allow=question.get("allow"), threads=1, timeout_s=question["timeout_s"])
         self._found = (part, found)
         return {"scores": found.scores, "rescored": found.rescored, "whole": found.whole, "work": found.work}
 
